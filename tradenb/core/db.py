@@ -230,6 +230,7 @@ run_stages = Table(
     Column("finished_at", UtcDateTime),
     Column("seconds", Float),
     Column("report", Text),
+    Column("result", JSON),
     Column("error", Text),
 )
 

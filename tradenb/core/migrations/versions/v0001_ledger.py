@@ -203,6 +203,7 @@ def create_run_stages() -> None:
         sa.Column("finished_at", db.UtcDateTime()),
         sa.Column("seconds", sa.Float()),
         sa.Column("report", sa.Text()),
+        sa.Column("result", sa.JSON()),
         sa.Column("error", sa.Text()),
         sa.ForeignKeyConstraint(["run_id"], ["runs.run_id"], name="fk_run_stages_run_id"),
         sa.PrimaryKeyConstraint("run_id", "stage", name="pk_run_stages"),

@@ -1,0 +1,56 @@
+"Settings refuse what cannot be, in one line that says what would be right."
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tradenb.core.errors import ConfigError
+from tradenb.core.settings import load
+
+
+def test_the_command_line_beats_the_environment_which_beats_the_file() -> None:
+    env = {"TRADENB_PORTFOLIO__TOP_N": "11", "TRADENB_PORTFOLIO__BOTTOM_N": "12"}
+    portfolio = load({"portfolio.top_n": 13}, env=env).portfolio
+    assert (portfolio.top_n, portfolio.bottom_n, portfolio.fractional) == (13, 12, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("portfolio.capital", "-1", "greater than 0"),
+        ("portfolio.capital", "NaN", "finite"),
+        ("market.max_bad_share", "1.5", "less than or equal to 1"),
+        ("market.source", "bloomberg", "'demo' or 'files'"),
+        ("demo.start", "yesterday", "date"),
+        ("training.threads", "many", "integer"),
+        ("services.exchange_port", "70000", "65535"),
+        ("files.columns", "symbol", "field=column"),
+        ("portfolio.kapital", "5", "did you mean capital"),
+        ("portfolo.capital", "5", "did you mean portfolio"),
+        ("capital", "5", "section.key"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_name(name: str, value: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({name: value}, env={})
+    assert name in str(caught.value) or "." not in name or "unknown" in str(caught.value)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dot_env_file_is_read_and_the_real_environment_beats_it(tmp_path: Path) -> None:
+    project = Path(__file__).resolve().parents[2]
+    (tmp_path / "settings.ini").write_text((project / "settings.ini").read_text())
+    (tmp_path / ".env").write_text("TRADENB_PORTFOLIO__TOP_N=3\nTRADENB_PORTFOLIO__BOTTOM_N=4\n")
+    code = "from tradenb.core.settings import load; import pathlib; p = load(file=pathlib.Path('settings.ini')).portfolio; print(p.top_n, p.bottom_n)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"TRADENB_PORTFOLIO__TOP_N": "9"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["9", "4"]
