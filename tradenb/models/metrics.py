@@ -48,6 +48,16 @@ def rank_ic(
     ranks = known(predictions).with_columns(pl.col("prediction", "label").rank().over("date"))
     return _daily_correlation(ranks, pl.col("prediction"), pl.col("label"), "rank_ic")
 
+# %% ../../nbs/models/02_metrics.ipynb #e20415d1
+def _finite(values: pl.Series | np.ndarray) -> np.ndarray:
+    x = values.cast(pl.Float64).to_numpy() if isinstance(values, pl.Series) else np.asarray(values, dtype=float)
+    return x[np.isfinite(x)]
+
+
+def _mean(values: pl.Series) -> float:
+    x = _finite(values)
+    return float(x.mean()) if len(x) else math.nan
+
 # %% ../../nbs/models/02_metrics.ipynb #4579cb1c
 def by_month(
     daily: pl.DataFrame,  # date and `column`
@@ -69,7 +79,7 @@ def plot_by_month(
     "Bars of the monthly mean with the mean of all sessions as a line."
     import matplotlib.pyplot as plt
 
-    months, overall = by_month(daily, column), daily[column].mean()
+    months, overall = by_month(daily, column), _mean(daily[column])
     fig, ax = plt.subplots(figsize=(8, 3))
     ax.bar(months["month"].to_numpy(), months["mean"].to_numpy(), width=25, color="#4c78a8")
     ax.axhline(overall, color="#e45756", lw=1, label=f"mean {overall:.4f}")
@@ -85,11 +95,6 @@ def icir(
     "Information ratio of a daily coefficient (Grinold and Kahn), per session."
     x = _finite(values)
     return _ratio(x)
-
-
-def _finite(values: pl.Series | np.ndarray) -> np.ndarray:
-    x = values.cast(pl.Float64).to_numpy() if isinstance(values, pl.Series) else np.asarray(values, dtype=float)
-    return x[np.isfinite(x)]
 
 
 def _ratio(x: np.ndarray) -> float:
@@ -217,8 +222,3 @@ def summary(
         "max_drawdown": max_drawdown(spread), "turnover": _mean(turnover(predictions, top_n, bottom_n)["turnover"]),
         "sessions": float(len(daily)),
     }  # fmt: skip
-
-
-def _mean(values: pl.Series) -> float:
-    x = _finite(values)
-    return float(x.mean()) if len(x) else math.nan

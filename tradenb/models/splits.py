@@ -77,7 +77,7 @@ class WalkForward:
     def __post_init__(self) -> None:
         if self.scheme not in ("rolling", "expanding"):
             raise InputError(f"scheme={self.scheme!r}: expected rolling or expanding")
-        for name, least in dict(train=1, valid=1, test=1, horizon=1, embargo=0, warmup=0).items():
+        for name, least in {"train": 1, "valid": 1, "test": 1, "horizon": 1, "embargo": 0, "warmup": 0}.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name}={getattr(self, name)}: expected at least {least} sessions")
 
@@ -126,7 +126,7 @@ def plot_folds(
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(8, 3))
-    for name, colour in dict(train="#4c78a8", valid="#f2a541", test="#54a24b").items():
+    for name, colour in {"train": "#4c78a8", "valid": "#f2a541", "test": "#54a24b"}.items():
         windows = [(f.number, getattr(f, name)) for f in folds if len(getattr(f, name))]
         starts = [dates[w.start] for _, w in windows]
         widths = [dates[w.stop - 1] - s + np.timedelta64(1, "D") for (_, w), s in zip(windows, starts, strict=True)]
