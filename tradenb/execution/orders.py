@@ -148,7 +148,7 @@ def is_fractional(intent: OrderIntent) -> bool:
 # %% ../../nbs/execution/01_orders.ipynb #e9756505
 # fmt: off
 RULES: tuple[Rule, ...] = (
-    Rule("STRATEGY_MISSING", lambda o: not 0 < len(o.strategy) <= 64, "a name of 1 to 64 characters", ("strategy",)),
+    Rule("STRATEGY_MISSING", lambda o: not 0 < len(o.strategy) <= 40, "a name of 1 to 40 characters", ("strategy",)),
     Rule("SYMBOL_MALFORMED", lambda o: not SYMBOL.fullmatch(o.symbol), "an upper-case ticker such as BRK.B", ("symbol",)),
     Rule("SIZE_AMBIGUOUS", lambda o: (o.qty is None) == (o.notional is None), "exactly one of qty and notional", ("qty", "notional")),
     Rule("QTY_INVALID", lambda o: not is_size(o.qty), f"a positive quantity of at most {MAX_PLACES} decimals", ("qty",)),
