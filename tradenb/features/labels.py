@@ -39,11 +39,11 @@ def label(
     panel: Panel,
     horizon: int = 1,  # sessions the position is held
     price: str = "close",  # auction that it is opened and closed in
-) -> NDArray[np.float32]:  # (symbols, sessions) NaN where a price is missing or not yet known
+) -> NDArray[np.float32]:  # (symbols, sessions) NaN where a price is missing or not yet known, or before the listing
     "Return from the price of t + 1 to that of t + 1 + horizon, at column t."
     check(horizon, price)
     x = panel.fields[price]
     y = np.full(x.shape, np.nan, np.float32)
     with np.errstate(all="ignore"):
         y[:, : -reach(horizon)] = x[:, reach(horizon) :] / x[:, 1:-horizon] - np.float32(1)
-    return y
+    return np.where(panel.listed, y, np.float32(np.nan))

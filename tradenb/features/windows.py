@@ -132,6 +132,7 @@ def cospread(new: State, old: State, k: int) -> State:
             new[3] + old[3] + gx * dx, new[4] + old[4] + dy * dy * weight, new[5] + old[5] + gx * dy]  # fmt: skip
 
 
+@np.errstate(divide="ignore", invalid="ignore")
 def correlation(
     state: State,  # of `cospread`
     std_x: NDArray,  # standard deviation of all known bars of each series,
@@ -176,6 +177,7 @@ def residual(state: State, today: NDArray) -> NDArray:
     return ((n * today - y) * denominator - numerator * age) / (n * denominator)
 
 
+@np.errstate(divide="ignore", invalid="ignore")
 def r_squared(state: State, spread_state: State) -> NDArray:
     "Share of the variance on the line, NaN where the window is flat."
     numerator, denominator = normal_equations(state)
@@ -236,11 +238,11 @@ def ranks(
     keep = counts[windows[0]].shape[-1]
     halo, today = x.shape[-1] - keep, x[..., -keep:]
     below, upto = (np.zeros(today.shape, np.min_scalar_type(max(windows))) for _ in range(2))
-    lag = 0
+    done = 0
     for d in windows:
-        for lag in range(lag, d):  # noqa: B020 - goes on where the shorter window stopped
+        for lag in range(done, d):
             then = x[..., halo - lag : x.shape[-1] - lag]
             below += then < today
             upto += then <= today
-        lag = d
-        yield d, np.where(np.isnan(today), np.nan, (below + 1.0 + upto) / 2 / counts[d])
+        done = d
+        yield d, np.where(np.isnan(today), np.nan, (below + 1.0 + upto) / 2 / where_any(counts[d]))

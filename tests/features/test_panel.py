@@ -1,0 +1,96 @@
+"""Panels: every bar at its symbol and session, once, and nothing known before its day."""
+
+from datetime import date
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tradenb.core.errors import DataError, InputError
+from tradenb.features.panel import FIELDS, Panel, random_panel
+
+
+def bars_of(panel: Panel, prefix: str = "adj_") -> pl.DataFrame:
+    "The lake's long frame of a panel: a row where a close is known."
+    row, column = np.nonzero(panel.traded)
+    values = {prefix + f: panel.fields[f][row, column].astype(float) for f in FIELDS}
+    return pl.DataFrame({"symbol": [panel.symbols[i] for i in row], "date": panel.dates[column]} | values).cast(
+        {"date": pl.Date}
+    )
+
+
+def same(a: Panel, b: Panel) -> bool:
+    axes = a.symbols == b.symbols and (a.dates == b.dates).all() and (a.listed == b.listed).all()
+    return bool(axes) and all(a.fields[f].tobytes() == b.fields[f].tobytes() for f in FIELDS)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 8), st.integers(1, 40), st.integers(0, 10_000), st.randoms(use_true_random=False))
+def test_bars_in_any_order_give_back_the_panel_they_came_from(symbols: int, sessions: int, seed: int, random) -> None:
+    panel = random_panel(symbols, sessions, seed, suspended=0.1)
+    bars = bars_of(panel)
+    order = list(range(bars.height))
+    random.shuffle(order)
+    days = [d.item() for d in panel.dates]
+    assert same(Panel.from_bars(bars[order], sessions=days), panel)
+
+
+def test_the_sessions_are_those_of_the_exchange_when_none_are_given() -> None:
+    ends = pl.DataFrame({"symbol": ["KO"] * 2, "date": [date(2024, 3, 27), date(2024, 4, 1)]})
+    bars = ends.with_columns(pl.lit(60.0).alias(f) for f in FIELDS)
+    assert Panel.from_bars(bars, adjusted=False).dates.astype(str).tolist() == [
+        "2024-03-27",
+        "2024-03-28",
+        "2024-04-01",
+    ]
+
+
+def test_a_missing_vwap_is_the_typical_price_of_its_own_bar() -> None:
+    bars = bars_of(random_panel(1, 3, 1, suspended=0.0))
+    holes = bars.with_columns(adj_vwap=pl.when(pl.int_range(pl.len()) != 1).then(pl.col("adj_vwap")))
+    days = bars["date"].to_list()
+    full, filled = Panel.from_bars(bars, sessions=days), Panel.from_bars(holes, sessions=days)
+    typical = np.float32(sum(bars[c][1] for c in ("adj_high", "adj_low", "adj_close")) / 3)
+    assert filled.fields["vwap"][0].tolist() == [full.fields["vwap"][0, 0], typical, full.fields["vwap"][0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: b.clear(), "no bars to make a panel of"),
+        (lambda b: pl.concat([b, b[-1:]]), r"S0001 has two bars on 2018-01-04"),
+        (
+            lambda b: b.with_columns(pl.col("date").dt.offset_by("1d")),
+            "S0000 has a bar on 2018-01-05, which is not among",
+        ),
+    ],
+)
+def test_bars_that_cannot_be_placed_are_refused_by_name(change, message: str) -> None:
+    panel = random_panel(2, 3, 2, suspended=0.0)
+    every = Panel(panel.symbols, panel.dates, panel.fields, np.ones(panel.shape, bool))
+    bars = bars_of(every).sort("symbol", "date")
+    with pytest.raises(DataError, match=message):
+        Panel.from_bars(change(bars), sessions=[d.item() for d in panel.dates])
+
+
+def test_listed_begins_with_the_first_bar_and_knows_no_end() -> None:
+    panel = random_panel(5, 60, 3, suspended=0.3)
+    seen = np.logical_or.accumulate(panel.traded, axis=1)
+    assert (panel.listed == seen).all()
+    cut = Panel.from_bars(bars_of(panel.until(panel.dates[30])), sessions=[d.item() for d in panel.dates[:31]])
+    rows = [panel.symbols.index(s) for s in cut.symbols]
+    assert (cut.listed == panel.listed[rows, :31]).all()
+
+
+def test_until_a_day_between_sessions_holds_what_was_known_then() -> None:
+    panel = random_panel(2, 10, 1)
+    assert panel.until(date(2018, 1, 7)).dates[-1] == np.datetime64("2018-01-05")
+    assert panel.until(date(2017, 1, 1)).shape == (2, 0)
+    assert panel.tail(99).shape == panel.shape
+
+
+def test_an_unknown_symbol_is_named() -> None:
+    with pytest.raises(InputError, match="no bars for XYZ"):
+        random_panel(2, 3, 1).select(["S0000", "XYZ"])
