@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import polars.selectors as cs
 
 from ..core.errors import LakeError
 
@@ -291,11 +292,11 @@ class Lake:
         import duckdb
 
         lake = self if vintage is None else self.at(vintage)
-        with duckdb.connect(config={"TimeZone": "UTC"}) as connection:
+        with duckdb.connect() as connection:
             for table in lake.vintage():
                 create_view(connection, table, lake.open(table).file_uris())
             try:
-                return connection.sql(query).pl()
+                return connection.sql(query).pl().with_columns(cs.datetime(time_zone="*").dt.convert_time_zone("UTC"))
             except duckdb.Error as error:
                 there = ", ".join(lake.vintage()) or "none yet"
                 raise LakeError(f"the query failed: {str(error).splitlines()[0]} (tables here: {there})") from error
