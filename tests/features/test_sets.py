@@ -85,11 +85,12 @@ def test_one_day_from_its_tail_is_the_batch_bit_for_bit(panel: Panel, batch: set
 
 
 @pytest.mark.parametrize("bars", [1, 700, 5_000, 10**9])
-def test_chunks_of_any_size_give_the_same_bits(
+def test_chunks_of_any_size_on_any_threads_give_the_same_bits(
     panel: Panel, batch: sets.FeatureBlock, bars: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sets, "CHUNK_BARS", bars)
-    assert sets.compute(panel, FSET).values.tobytes() == batch.values.tobytes()
+    for threads in (1, 3):
+        assert sets.compute(panel, FSET, threads=threads).values.tobytes() == batch.values.tobytes()
 
 
 def test_the_future_changes_no_feature_of_the_past(panel: Panel, batch: sets.FeatureBlock) -> None:

@@ -6,13 +6,14 @@
 __all__ = ['WINDOWS', 'HALO', 'CANDLES', 'ROLLING', 'ALPHA158', 'EPS', 'Feature', 'ROW158', 'Kernel', 'FEATURE_SETS', 'Mask',
            'CHUNK_BARS', 'today', 'versus_yesterday', 'Bars', 'candles', 'prices', 'moments', 'regression',
            'highest_with_position', 'extremes', 'order_statistics', 'correlations', 'counts', 'sums', 'families',
-           'alpha158', 'FeatureSet', 'feature_set', 'FeatureBlock', 'with_halo', 'chunks', 'compute']
+           'alpha158', 'FeatureSet', 'feature_set', 'FeatureBlock', 'with_halo', 'chunks', 'compute', 'in_parallel']
 
 # %% ../../nbs/features/03_sets.ipynb #84f67d3d
 import hashlib
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import date
 from functools import cached_property
 
 import numpy as np
@@ -20,7 +21,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..core.errors import ConfigError, InputError
-from .panel import FIELDS, Panel
+from .panel import FIELDS, Day, Panel
 from tradenb.features.windows import (
     Merge,
     State,
@@ -352,15 +353,29 @@ def chunks(panel: Panel) -> Iterator[slice]:
 def compute(
     panel: Panel,
     fset: FeatureSet,
-    start: date | np.datetime64 | None = None,  # first session to give values for, default: the panel's first
+    start: Day | None = None,  # first session to give values for, default: the panel's first
+    threads: int | None = None,  # default: the machine's cores
 ) -> FeatureBlock:
     "Feature values from `start` to the panel's end. A value depends on its own symbol's last halo + 1 bars alone."
     first = 0 if start is None else panel.position(start)
     wide = with_halo(panel, fset.halo, first)
     out = np.empty((len(fset.names), len(panel.symbols), len(panel.dates) - first), np.float32)
+
+    def work(rows: slice) -> None:
+        fset.kernel(Bars(**{f: wide.fields[f][rows] for f in FIELDS}, listed=wide.listed[rows]), out[:, rows])
+
     if out.size:
-        for rows in chunks(wide):
-            fset.kernel(Bars(**{f: wide.fields[f][rows] for f in FIELDS}, listed=wide.listed[rows]), out[:, rows])
+        in_parallel(work, list(chunks(wide)), threads or os.cpu_count() or 1)
     return FeatureBlock(
         fset.names, panel.symbols, panel.dates[first:], out, panel.listed[:, first:], panel.traded[:, first:]
     )
+
+
+def in_parallel(work: Callable[[slice], None], parts: list[slice], threads: int) -> None:
+    "Do all parts, on threads when there are several: NumPy lets go of the interpreter inside a large operation."
+    if threads == 1 or len(parts) == 1:
+        for part in parts:
+            work(part)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, parts))
