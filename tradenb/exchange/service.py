@@ -36,7 +36,7 @@ from .accounts import Activity, Kind, Position, account_id, asset_id
 from .feed import Asset, Feed, last_prints, listed, session_day, visible_bars
 from .matching import BPS, FillModel, Order, OrderStatus, OrderType, Side, TimeInForce
 from .store import Store
-from .venue import Event, NewOrder, Reject, Venue
+from .venue import Event, NewOrder, Price, Reject, Shares, Venue
 
 # %% ../../nbs/exchange/06_service.ipynb #6f2e5153
 Json = dict[str, Any]
@@ -311,7 +311,7 @@ class Keys:
 
     def match(self, key_id: str, secret_key: str) -> bool:
         "Whether a pair is the right one."
-        given = key_id.encode(), secret_key.encode()
+        given = key_id.encode(errors="surrogatepass"), secret_key.encode(errors="surrogatepass")
         same_id, same_secret = (hmac.compare_digest(a, b) for a, b in zip(given, self._pair, strict=True))
         return same_id and same_secret
 
@@ -346,6 +346,7 @@ class Hub:
 
     async def serve(self, socket: WebSocket) -> None:
         "One client, from handshake to goodbye."
+        self.loop = asyncio.get_running_loop()
         await socket.accept()
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             if await _authorised(self, socket):
@@ -405,7 +406,8 @@ async def _listen(hub: Hub, socket: WebSocket, queue: asyncio.Queue[str], messag
     data = message.get("data")
     if message.get("action") != "listen" or not isinstance(data, dict):
         return
-    streams = [s for s in data.get("streams") or [] if s == "trade_updates"]
+    asked = data.get("streams")
+    streams = ["trade_updates"] if isinstance(asked, list) and "trade_updates" in asked else []
     (hub.queues.add if streams else hub.queues.discard)(queue)
     await socket.send_text(json.dumps({"stream": "listening", "data": {"streams": streams}}))
 
@@ -490,9 +492,9 @@ def orders_router(venue: Venue) -> APIRouter:
 class Terms(BaseModel):
     "New terms for an order."
 
-    qty: Decimal | None = None
-    limit_price: Decimal | None = None
-    stop_price: Decimal | None = None
+    qty: Shares | None = None
+    limit_price: Price | None = None
+    stop_price: Price | None = None
     time_in_force: TimeInForce | None = None
     client_order_id: str | None = None
 
@@ -547,7 +549,9 @@ def positions_router(venue: Venue) -> APIRouter:
             return JSONResponse(_position_at_market(venue, _position(venue, symbol)))
 
     @router.delete("/positions/{symbol}")
-    def close_position(symbol: str, qty: Decimal | None = None, percentage: Decimal | None = None) -> Response:
+    def close_position(
+        symbol: str, qty: Shares | None = None, percentage: Annotated[Decimal | None, Query(gt=0, le=100)] = None
+    ) -> Response:
         with venue.lock:
             return JSONResponse(_close(venue, _position(venue, symbol), qty, percentage))
 
@@ -743,7 +747,7 @@ def bars_json(
     "Complete daily bars by symbol, a page at a time."
     if timeframe not in ("1Day", "1D") or adjustment != "raw":
         raise floor.invalid("this exchange has timeframe=1Day and adjustment=raw only")
-    if sort not in ("asc", "desc") or not (page_token or "0").isdigit():
+    if sort not in ("asc", "desc") or not (page_token or "0").isdecimal():
         raise floor.invalid("sort is asc or desc; page_token comes from the page before")
     today, offset = session_day(venue.now), int(page_token or 0)
     rows = visible_bars(venue.feed, venue.now, _of([symbols]), _day(start, today), _day(end, today))
@@ -802,6 +806,14 @@ class Step(BaseModel):
     to: datetime
 
 
+def _utc(at: datetime) -> datetime:
+    if at.tzinfo is None or not FIRST_DAY.year < at.year < LAST_DAY.year:
+        raise floor.invalid(
+            f"to={at.isoformat()} must have a time zone and lie between {FIRST_DAY.year} and {LAST_DAY.year}"
+        )
+    return at.astimezone(_UTC)
+
+
 def admin_router(venue: Venue) -> APIRouter:
     "What a real broker does not offer: to move time and to bring new bars."
     router = APIRouter(prefix="/admin")
@@ -812,9 +824,7 @@ def admin_router(venue: Venue) -> APIRouter:
 
     @router.post("/clock")
     def step_clock(step: Step) -> Response:
-        if step.to.tzinfo is None:
-            raise floor.invalid(f"to={step.to.isoformat()} has no time zone")
-        passed = floor.step(venue, step.to.astimezone(_UTC))
+        passed = floor.step(venue, _utc(step.to))
         closed = [day.isoformat() for _, moment, day in passed if moment is floor.Moment.CLOSE]
         return JSONResponse({"now": instant(venue.now), **clock_json(venue), "sessions_closed": closed})
 
@@ -847,18 +857,17 @@ def create_app(
     venue = Venue(Feed(feed), Store(state), account_id("paper"), Decimal(cash), Decimal(multiplier), model, start)
     hub = Hub(keys)
     venue.listeners.append(hub.publish)
-    app = web.create_app("exchange", "A local Alpaca-compatible paper exchange.", lifespan=_lifespan(venue, hub))
+    app = web.create_app("exchange", "A local Alpaca-compatible paper exchange.", lifespan=_lifespan(venue))
     app.state.venue, app.state.hub = venue, hub
     _mount(app, venue, hub, keys)
     return app
 
 
-def _lifespan(venue: Venue, hub: Hub) -> web.Lifespan:
+def _lifespan(venue: Venue) -> web.Lifespan:
     @contextlib.asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
-        hub.loop = asyncio.get_running_loop()
         yield
-        hub.loop = None
+        venue.store.close()
 
     return life
 
