@@ -94,3 +94,8 @@ def test_until_a_day_between_sessions_holds_what_was_known_then() -> None:
 def test_an_unknown_symbol_is_named() -> None:
     with pytest.raises(InputError, match="no bars for XYZ"):
         random_panel(2, 3, 1).select(["S0000", "XYZ"])
+
+
+def test_an_empty_calendar_is_refused() -> None:
+    with pytest.raises(InputError, match="no sessions to make a panel of"):
+        Panel.from_bars(bars_of(random_panel(1, 3, 1)), sessions=[])

@@ -126,15 +126,16 @@ def source_columns(adjusted: bool) -> dict[str, pl.Expr]:
 def positions(bars: pl.DataFrame, symbols: Sequence[str], dates: NDArray) -> tuple[NDArray, NDArray]:
     "Row and column of every bar; a bar outside the sessions or given twice is refused."
     days = bars["date"].to_numpy().astype("datetime64[D]")
-    row = np.searchsorted(np.array(symbols, dtype=object), bars["symbol"].to_numpy())
+    row = bars["symbol"].cast(pl.Enum(symbols)).to_physical().cast(pl.Int64).to_numpy()
     column = np.minimum(np.searchsorted(dates, days), len(dates) - 1)
     if (stray := np.flatnonzero(dates[column] != days)).size:
         at = bars.row(int(stray[0]), named=True)
         raise DataError(
             f"{at['symbol']} has a bar on {at['date']}, which is not among the {len(dates)} sessions {dates[0]} … {dates[-1]}: quarantine it or widen the sessions"
         )
-    if bars.select("symbol", "date").is_duplicated().any():
-        at = bars.filter(bars.select("symbol", "date").is_duplicated()).row(0, named=True)
+    cell = row * len(dates) + column
+    if (twice := np.flatnonzero(np.bincount(cell)[cell] > 1)).size:
+        at = bars.row(int(twice[0]), named=True)
         raise DataError(f"{at['symbol']} has two bars on {at['date']}, expected one: quarantine the wrong one")
     return row, column
 
@@ -160,6 +161,8 @@ def session_axis(bars: pl.DataFrame, sessions: Sequence[date] | None) -> NDArray
 
         first, last = bars.select(first=pl.col("date").min(), last=pl.col("date").max()).row(0)
         sessions = nyse_sessions(first, last)
+    if not len(sessions):
+        raise InputError("no sessions to make a panel of, expected at least one: check the dates asked for")
     return np.array(sessions, dtype="datetime64[D]")
 
 
