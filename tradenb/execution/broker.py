@@ -13,7 +13,7 @@ import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any, TypeVar
@@ -209,7 +209,8 @@ def judgement(
         code, message = int(answer["code"]), str(answer["message"])
     except (ValueError, KeyError, TypeError):
         code, message = None, brief(body or "no text")
-    if status in JUDGED and code is not None:
+    forbidden = status == 403 and message.lower().startswith("forbidden")
+    if status in JUDGED and code is not None and not forbidden:
         return Refused(status, code, message)
     wait = float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdigit() else 0.0
     passing = status in (408, 425, 429) or status >= 500
@@ -414,15 +415,13 @@ class Broker(Submitting):
         "Orders of any status submitted after a time, by `client_order_id`"
         orders: dict[str, BrokerOrder] = {}
         query: dict[str, Any] = {"status": "all", "limit": ORDERS_PAGE, "direction": "asc"}
-        since = after
+        start: dict[str, Any] = {"after": after.isoformat()} if after else {}
         while True:
-            window = {"after": since.isoformat()} if since else {}
-            page = self.read(partial(self.client.get, "/orders", query | window))
-            news = {o["client_order_id"]: broker_order(o) for o in page if o["client_order_id"] not in orders}
-            orders |= news
-            if len(page) < ORDERS_PAGE or not news:
+            page = self.read(partial(self.client.get, "/orders", query | start))
+            orders |= {o["client_order_id"]: broker_order(o) for o in page}
+            if len(page) < ORDERS_PAGE:
                 return orders
-            since = instant(page[-1]["submitted_at"]) - timedelta(microseconds=1)
+            start = {"after_order_id": page[-1]["id"]}
 
     def activities(self, after: date | None = None) -> list[dict[str, Any]]:
         "The account's history from a day on, oldest first"

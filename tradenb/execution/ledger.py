@@ -359,7 +359,7 @@ def save(connection: Connection, before: StoredOrder, after: StoredOrder) -> Non
         query = update(db.orders).where(db.orders.c.client_order_id == after.client_order_id)
         connection.execute(query.values(**changed))
 
-# %% ../../nbs/execution/02_ledger.ipynb #aed7a56a
+# %% ../../nbs/execution/02_ledger.ipynb #81b2ce32
 class Reports(Intents):
     "What is heard about orders"
 
@@ -384,6 +384,12 @@ class Reports(Intents):
                 after = replace(after, reason=reason)
             save(connection, before, after)
         return after
+
+    def note(self, client_order_id: str, kind: str, detail: Mapping[str, Any] | None = None) -> None:
+        "Something worth keeping that moves nothing"
+        with self.engine.begin() as connection:
+            status = locked(connection, client_order_id).status
+            _event(connection, client_order_id, self.clock.now(), kind, status, status, detail or {})
 
 # %% ../../nbs/execution/02_ledger.ipynb #360eaded
 def fill_order(connection: Connection, fill: Fill, status: OrderStatus | None, at: datetime) -> None:
@@ -500,7 +506,7 @@ class Cash(Fills):
                 refresh(connection, event)
         return True
 
-# %% ../../nbs/execution/02_ledger.ipynb #81b2ce32
+# %% ../../nbs/execution/02_ledger.ipynb #e730ea53
 class OrderViews(Cash):
     "Reading orders"
 
@@ -537,7 +543,7 @@ class OrderViews(Cash):
                 select(table).where(table.c.client_order_id == client_order_id).order_by(table.c.id)
             ).all()
 
-# %% ../../nbs/execution/02_ledger.ipynb #e730ea53
+# %% ../../nbs/execution/02_ledger.ipynb #aed7a56a
 class Ledger(OrderViews):
     "Orders, events, fills and cash in SQL, with positions and cash folded from them"
 
