@@ -1,0 +1,126 @@
+"Training is honest, repeatable and blind to the future."
+
+from dataclasses import replace
+from datetime import date
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import rankdata
+
+from tradenb.core.errors import InputError
+from tradenb.features.labels import label
+from tradenb.features.panel import Panel
+from tradenb.features.sets import compute, feature_set
+from tradenb.models.splits import Window
+from tradenb.models.training import TrainingConfig, rank_target, retrain_due, train, training_config
+
+ALPHA158 = feature_set("alpha158")
+
+
+def with_future(market: Panel, session: int, factor: float) -> Panel:
+    "The same panel with other prices from `session` on."
+    fields = {f: x.copy() for f, x in market.fields.items()}
+    rng = np.random.default_rng(1)
+    for x in fields.values():
+        x[:, session:] *= factor * rng.uniform(0.5, 2, x[:, session:].shape).astype(np.float32)
+    return Panel(market.symbols, market.dates, fields, market.listed)
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_the_target_is_scipys_rank_spread_evenly_with_mean_zero(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(-4, 5, (30, 3)) * 0.01
+    labels[rng.random(labels.shape) < 0.2] = np.nan
+    target = rank_target(labels)
+    for day in range(3):
+        known = np.isfinite(labels[:, day])
+        n = known.sum()
+        expected = (rankdata(labels[known, day]) - (n + 1) / 2) / n * np.sqrt(12)
+        assert np.allclose(target[known, day], expected, atol=1e-6)
+        assert np.isnan(target[~known, day]).all()
+
+
+def test_a_wild_return_moves_the_target_no_more_than_the_best_one_does():
+    calm, wild = np.linspace(-0.02, 0.02, 9)[:, None], np.linspace(-0.02, 0.02, 9)[:, None]
+    wild[-1] = 40.0
+    assert np.array_equal(rank_target(calm), rank_target(wild))
+
+
+def test_training_twice_gives_the_same_bits(market, result):
+    again = train(market, ALPHA158, result.config)
+    assert again.model.model_to_string() == result.model.model_to_string()
+    assert again.predictions.equals(result.predictions)
+
+
+def test_another_seed_gives_another_model(market, result):
+    other = train(market.tail(300), ALPHA158, replace(result.config, seed=8))
+    same = train(market.tail(300), ALPHA158, result.config)
+    assert other.model.model_to_string() != same.model.model_to_string()
+
+
+def test_predictions_of_a_fold_do_not_depend_on_anything_after_their_session(market, result):
+    "Everything after the middle of the first test window is replaced; what was predicted before stays to the bit."
+    middle = result.folds[0].test.start + len(result.folds[0].test) // 2
+    changed = train(with_future(market, middle + 1, 3.0), ALPHA158, result.config)
+    cut = market.dates[middle].item()
+    before, after = (r.predictions.filter(r.predictions["date"] <= cut).drop("label") for r in (result, changed))
+    assert before.height > 0
+    assert before.equals(after)
+
+
+def test_no_fold_is_fitted_on_a_price_of_its_test_window(market, result):
+    "The labels that a fold may train on are the same when every price from its test window on is another."
+    for fold in result.folds:
+        truth, other = (label(p) for p in (market, with_future(market, fold.test.start, 2.0)))
+        for window in (fold.train, fold.valid):
+            assert np.array_equal(truth[:, window.slice], other[:, window.slice], equal_nan=True)
+        features = (
+            compute(p, ALPHA158).values[:, :, : fold.valid.stop]
+            for p in (market, with_future(market, fold.test.start, 2.0))
+        )
+        assert np.array_equal(*features, equal_nan=True)
+
+
+def test_the_planted_order_is_found_out_of_sample(result):
+    assert result.metrics["rank_ic"] > 5 / np.sqrt(result.ic["names"].sum())
+    assert result.fold_metrics["rank_ic"].min() > 0
+
+
+def test_the_record_covers_every_traded_name_of_every_test_session_once(market, result):
+    first = result.folds[0].test.start
+    assert result.predictions.height == market.traded[:, first:].sum()
+    assert not result.predictions.select("date", "symbol").is_duplicated().any()
+    unknown = result.predictions.filter(result.predictions["label"].is_null())["date"].unique().sort().to_list()
+    assert unknown[-2:] == market.dates[-2:].tolist()
+
+
+def test_the_production_model_ends_with_the_newest_label(market, result):
+    assert result.trained_through == market.dates[-1].item()
+    assert result.final.valid == Window(len(market.dates) - 2 - 30, len(market.dates) - 2)
+
+
+def test_too_short_a_history_is_refused(market, result):
+    with pytest.raises(InputError, match="expected at least"):
+        train(market.tail(150), ALPHA158, result.config)
+
+
+def test_the_recipe_comes_from_the_settings(make_settings):
+    settings = make_settings(**{"training.train_sessions": 300, "core.seed": 3, "label.horizon": 2})
+    config = training_config(settings, warmup=60)
+    assert (config.walk.train, config.walk.horizon, config.walk.warmup, config.seed) == (300, 2, 60, 3)
+    assert config.learning_rate == settings.training.learning_rate
+    assert config == training_config(settings, warmup=60)
+    assert set(config.params()) >= {"scheme", "train", "embargo", "seed", "num_leaves"}
+
+
+def test_defaults_of_the_recipe_are_the_committed_settings(make_settings):
+    assert training_config(make_settings(), warmup=0) == TrainingConfig()
+
+
+def test_a_model_is_due_when_it_is_old_or_missing():
+    assert retrain_due(None, date(2024, 1, 3), 21)
+    assert not retrain_due(date(2024, 1, 3), date(2024, 1, 3), 1)
+    assert retrain_due(date(2024, 1, 2), date(2024, 1, 3), 1)
