@@ -535,6 +535,13 @@ class OrderViews(Cash):
         with self._reader.connect() as connection:
             return [stored(row) for row in connection.execute(query)]
 
+    def names(self, broker_order_ids: Iterable[str]) -> dict[str, str]:
+        "client_order_id by the broker's id, for the orders that are ours"
+        theirs, ours = db.orders.c.broker_order_id, db.orders.c.client_order_id
+        with self._reader.connect() as connection:
+            rows = connection.execute(select(theirs, ours).where(theirs.in_(list(broker_order_ids)))).all()
+        return {row[0]: row[1] for row in rows}
+
     def events(self, client_order_id: str) -> Sequence[Any]:
         "What happened to an order, in the order in which we learned it"
         table = db.order_events
@@ -551,6 +558,24 @@ class Ledger(OrderViews):
         "The whole book, in the order in which it happened"
         with self._reader.connect() as connection:
             return in_order(_entries(connection))
+
+    def fills_since(self, at: datetime) -> dict[str, Fill]:
+        "Executions from a time on, by id"
+        with self._reader.connect() as connection:
+            rows = connection.execute(select(db.fills).where(db.fills.c.at >= at))
+            return {row.execution_id: _fill(row) for row in rows}
+
+    def newest(self) -> datetime | None:
+        "When the last entry happened"
+        with self._reader.connect() as connection:
+            times = [connection.execute(select(func.max(table.c.at))).scalar() for table in (db.fills, db.cash_events)]
+        return max((at for at in times if at), default=None)
+
+    def known(self, ids: Iterable[str]) -> set[str]:
+        "Those of some execution and activity ids that are booked"
+        wanted, keys = list(ids), (db.fills.c.execution_id, db.cash_events.c.event_id)
+        with self._reader.connect() as connection:
+            return {found for key in keys for found in connection.execute(select(key).where(key.in_(wanted))).scalars()}
 
     def positions(self) -> dict[str, Position]:
         "Cached positions by symbol, closed ones included (they carry realised profit)"
