@@ -1,0 +1,212 @@
+"""Everything long-running at once: `make up` and `make down`.
+
+usage: python -m pipelines.services up | down
+`up` starts the services, the scheduler and MLflow's pages in the background, waits until each answers, and names their addresses; one that does
+not come up takes the others down with it. What was started is written down with its process id and time of birth, so that `down` ends exactly that
+and never a stranger who got the same number later.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+from rich.console import Console
+
+from tradenb.core.clock import Stopwatch, sleep
+from tradenb.core.errors import PortTaken, ServiceUnavailable, TradenbError, one_line
+from tradenb.core.settings import Settings, load
+from tradenb.core.web import listen
+
+SCHEDULER_PORT, MLFLOW_PORT = 4200, 5050
+BIN = Path(sys.executable).parent
+PATIENCE_S, GRACE_S = 90, 10
+QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+@dataclass(frozen=True)
+class Program:
+    "A process to keep running, and where it answers."
+
+    name: str
+    command: tuple[str, ...]
+    pages: dict[str, str]  # what answers there: URL
+
+
+@dataclass(frozen=True)
+class Started:
+    "A process that `up` started."
+
+    name: str
+    pid: int
+    born: float  # the system's creation time of the process: with the id it names one process for ever
+
+
+def programs(settings: Settings) -> list[Program]:
+    "What `up` starts, in the order of the screen."
+    host, services = settings.services.host, settings.services
+    ports = {
+        "exchange": services.exchange_port,
+        "signals": services.signals_port,
+        "execution": services.execution_port,
+        "orchestrator": services.orchestrator_port,
+    }
+    database = settings.root / "mlflow" / "mlflow.db"
+    mlflow = ("server", "--host", host, "--port", f"{MLFLOW_PORT}", "--backend-store-uri", f"sqlite:///{database}")
+    scheduler = ("server", "start", "--host", host, "--port", f"{SCHEDULER_PORT}")
+    return [
+        Program(
+            "services",
+            (str(BIN / "tradenb"), "serve", "all"),
+            {name: f"http://{host}:{port}/" for name, port in ports.items()},
+        ),
+        Program("scheduler", (str(BIN / "prefect"), *scheduler), {"scheduler": f"http://{host}:{SCHEDULER_PORT}/"}),
+        Program(
+            "mlflow",
+            (str(BIN / "mlflow"), *mlflow, "--workers", "1"),
+            {"mlflow": f"http://{host}:{MLFLOW_PORT}/"},
+        ),
+    ]
+
+
+def note(root: Path) -> Path:
+    return root / "state" / "up.json"
+
+
+def started(root: Path) -> list[Started]:
+    "What was started and not yet stopped."
+    return [Started(**row) for row in json.loads(note(root).read_text())] if note(root).exists() else []
+
+
+def alive(process: Started) -> bool:
+    "Does this very process still run?"
+    try:
+        found = psutil.Process(process.pid)
+        return abs(found.create_time() - process.born) < 1 and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def log_of(root: Path, name: str) -> Path:
+    return root / "logs" / f"up-{name}.txt"
+
+
+def launch(program: Program, root: Path) -> Started:
+    "Start it as the head of a process group of its own, its output in a file."
+    environment = dict(os.environ) | QUIET | {"PREFECT_HOME": str(root / "prefect")}
+    with log_of(root, program.name).open("w") as log:
+        child = subprocess.Popen(
+            program.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+    return Started(program.name, child.pid, psutil.Process(child.pid).create_time())
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2, follow_redirects=True).status_code < 500
+    except httpx.HTTPError:
+        return False
+
+
+def wait(program: Program, process: Started, root: Path) -> None:
+    "Return when all its pages answer; `ServiceUnavailable` when it ends or stays silent."
+    watch, log = Stopwatch(), log_of(root, program.name)
+    while not all(answers(url) for url in program.pages.values()):
+        if not alive(process):
+            lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise ServiceUnavailable(f"{program.name} ended while starting: {lines[-1]} ({log} has the rest)")
+        if watch.seconds > PATIENCE_S:
+            raise ServiceUnavailable(f"{program.name} did not answer within {PATIENCE_S} s: {log} has the reason")
+        sleep(0.2)
+
+
+def refuse_taken_ports(planned: list[Program]) -> None:
+    "`PortTaken` when somebody else already answers where we would."
+    for program in planned:
+        for name, url in program.pages.items():
+            at = httpx.URL(url)
+            try:
+                listen(at.host, at.port or 80).close()
+            except PortTaken as error:
+                raise PortTaken(f"{name}: {one_line(error)}") from None
+
+
+def up(settings: Settings, console: Console) -> None:
+    "Start everything, wait for it, and say where it is."
+    root, planned = settings.root, programs(settings)
+    if any(alive(process) for process in started(root)):
+        console.print("Already up (`make down` stops it):")
+        return show(planned, console)
+    refuse_taken_ports(planned)
+    for folder in ("state", "logs", "prefect", "mlflow"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    running: list[Started] = []
+    try:
+        for program in planned:
+            running.append(launch(program, root))
+            note(root).write_text(json.dumps([asdict(process) for process in running]))
+        for program, process in zip(planned, running, strict=True):
+            with console.status(f"waiting for {', '.join(program.pages)}"):
+                wait(program, process, root)
+    except BaseException:
+        stop(root)
+        raise
+    show(planned, console)
+
+
+def show(planned: list[Program], console: Console) -> None:
+    for program in planned:
+        for name, url in program.pages.items():
+            console.print(f"  {name:<13} {url}", highlight=False)
+
+
+def members(process: Started) -> Iterator[psutil.Process]:
+    "The process and its descendants, while it is still the one that was started."
+    if alive(process):
+        head = psutil.Process(process.pid)
+        yield from head.children(recursive=True)
+        yield head
+
+
+def stop(root: Path) -> list[str]:
+    "Ask what was started to end, and end what does not; returns the names that were still alive."
+    running = [process for process in started(root) if alive(process)]
+    everyone = [member for process in running for member in members(process)]
+    for process in running:
+        os.killpg(process.pid, signal.SIGTERM)
+    _, stubborn = psutil.wait_procs(everyone, timeout=GRACE_S)
+    for member in stubborn:
+        member.kill()
+    psutil.wait_procs(stubborn, timeout=GRACE_S)
+    note(root).unlink(missing_ok=True)
+    return [process.name for process in running]
+
+
+def down(settings: Settings, console: Console) -> None:
+    stopped = stop(settings.root)
+    console.print(f"Stopped: {', '.join(stopped)}" if stopped else "Nothing of ours was running")
+
+
+def main(arguments: list[str]) -> int:
+    action = {"up": up, "down": down}.get(" ".join(arguments))
+    if action is None:
+        print(__doc__, file=sys.stderr)
+        return 3
+    try:
+        action(load(), Console())
+    except TradenbError as error:
+        print(one_line(error), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
