@@ -179,7 +179,8 @@ def observe_sequence(
     same = pl.all_horizontal(pl.col(p) == pl.col(p).shift(1).over("symbol") for p in ("open", "high", "low", "close"))
     rows = rows.with_columns(same.fill_null(False).alias("same"))
     rows = rows.with_columns((~pl.col("same")).cum_sum().over("symbol").alias("bar"))
-    rows = rows.with_columns((pl.int_range(pl.len()).over("symbol", "bar") + 1).alias("repeats")).drop("same", "bar")
+    repeats = pl.when("same").then(pl.len().over("symbol", "bar")).otherwise(1).cast(pl.Int64)
+    rows = rows.with_columns(repeats.alias("repeats")).drop("same", "bar")
     return judge_moves(peer_moves(explained_moves(rows, actions), sectors), limits, as_of)
 
 # %% ../../nbs/market/04_quality.ipynb #7d173799
