@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TextIO
 
 import nbformat
+from IPython.core import interactiveshell
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from papermill.engines import Engine, NotebookExecutionManager, papermill_engines
@@ -59,7 +60,7 @@ def run_notebook(
             progress_bar=False,
         )
     except PapermillExecutionError as error:
-        raise _in_one_line(source, error) from None
+        raise _in_one_line(source, error, injected=bool(parameters)) from None
 
 
 def _literal(path: Path) -> str:
@@ -110,15 +111,16 @@ def _require_json(source: Path, name: str, value: Any) -> None:
 # ---- failures
 
 
-def _in_one_line(source: Path, error: PapermillExecutionError) -> TradenbError:
-    kind = _error_class(error.ename)
+def _in_one_line(source: Path, error: PapermillExecutionError, injected: bool) -> TradenbError:
+    "The failure with its place in the source, which lacks the cell of injected parameters."
+    kind = error_class(error.ename)
     lines = [line.strip() for line in str(error.evalue).splitlines() if line.strip()]
     cause = lines[0] if lines else error.ename
     cause = cause if kind or not lines else f"{error.ename}: {cause}"
-    return (kind or RunFailed)(f"{source.name}, cell {error.cell_index + 1}: {cause}")
+    return (kind or RunFailed)(f"{source.name}, cell {error.cell_index + 1 - injected}: {cause}")
 
 
-def _error_class(name: str) -> type[TradenbError] | None:
+def error_class(name: str) -> type[TradenbError] | None:
     "The class of our error tree called `name`: a kernel tells an error's name only."
     below: list[type[TradenbError]] = [TradenbError]
     while below:
@@ -182,7 +184,10 @@ def _display(kind: str, data: dict[str, Any], metadata: dict[str, Any] | None, *
 
 
 def _error_output(error: BaseException) -> Any:
-    lines = "".join(traceback.format_exception(error)).splitlines()
+    frames = error.__traceback__
+    while frames and frames.tb_next and frames.tb_frame.f_code.co_filename == interactiveshell.__file__:
+        frames = frames.tb_next
+    lines = "".join(traceback.format_exception(type(error), error, frames)).splitlines()
     return nbformat.v4.new_output("error", ename=type(error).__name__, evalue=str(error), traceback=lines)
 
 
@@ -272,16 +277,20 @@ def _streams() -> Iterator[tuple[_ThreadStream, _ThreadStream]]:
         sys.stdout, sys.stderr = before
 
 
+def write_whole(path: Path, text: str) -> None:
+    "Write by renaming a finished draft: at no moment does `path` hold half a file."
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
 class _AtomicHandler(LocalHandler):
-    "Writes to a temporary file and renames it: whoever reads, or kills us, finds a whole notebook."
+    "Saves notebooks so that whoever reads them, or kills us, finds them whole."
 
     scheme: ClassVar[str] = "atomic://"
 
     def write(self, buf: str, path: str) -> None:
-        target = Path(path.removeprefix(self.scheme))
-        draft = target.with_name(f".{target.name}.{os.getpid()}")
-        draft.write_text(buf, encoding="utf-8")
-        draft.replace(target)
+        write_whole(Path(path.removeprefix(self.scheme)), buf)
 
     def pretty_path(self, path: str) -> str:
         return path.removeprefix(self.scheme)

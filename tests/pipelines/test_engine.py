@@ -99,7 +99,7 @@ RAISES_OURS = "from tradenb.core.errors import FreshnessError\nraise FreshnessEr
 def test_our_own_error_keeps_its_class_and_names_notebook_and_cell(book: Path, out: Path, engine: Any) -> None:
     write(book, "done = 'before'; done", RAISES_OURS, "1/0")
     with pytest.raises(FreshnessError, match=r"^etl.ipynb, cell 3: bars end 2024-01-02$"):
-        run_notebook(book, out, {}, engine=engine)
+        run_notebook(book, out, {"capital": 5.0}, engine=engine)
     ran, failed, after = outputs(out)
     assert ran[0].data["text/plain"] == "'before'"
     assert (failed[0].output_type, failed[0].ename) == ("error", "FreshnessError")

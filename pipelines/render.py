@@ -1,0 +1,233 @@
+"""Turn executed notebooks into pages to read: one HTML file each that needs no server, no script and no network.
+
+nbconvert does the conversion; the template and the style sheet are ours, because its own bring 300 kB and look like a notebook. Each page forbids
+itself by its content policy to load anything.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import polars as pl
+
+from pipelines.engine import error_class, write_whole
+from tradenb.trading.report import CSS, DARK, HALF, Block, bars, lines, side_by_side, text_of, tiles
+
+HIDDEN_TAGS = {"remove-cell", "parameters", "injected-parameters", "papermill-error-cell-tag"}
+
+PAGE_CSS = f"""
+:root{{color-scheme:light dark}}
+@media (prefers-color-scheme:dark){{:root{{{"".join(f"--tn-{name}:{colour};" for name, colour in DARK.items())}--page:#13171c}}}}
+@media print{{:root{{color-scheme:light}}nav{{display:none!important}}main{{max-width:none!important}}figure,tr,.tn-tile,.error{{break-inside:avoid}}}}
+*{{box-sizing:border-box}}
+body{{margin:0;background:var(--page,#fff);-webkit-text-size-adjust:100%}}
+nav{{border-bottom:1px solid var(--tn-line,#dde3ea);padding:.65em 0;font-size:13.5px}}
+nav>div,main{{max-width:1100px;margin:0 auto;padding:0 24px}}
+nav>div{{display:flex;flex-wrap:wrap;gap:.3em 1.3em;align-items:baseline}}
+nav b{{letter-spacing:.01em;margin-right:.5em}}
+a{{color:var(--tn-blue,#2f5f8f);text-decoration:none}}a:hover{{text-decoration:underline}}
+nav a[aria-current]{{color:var(--tn-ink,#1f2a37);font-weight:600;pointer-events:none}}
+main{{padding-top:28px;padding-bottom:64px}}
+.text{{max-width:46em}}
+h2{{font-size:19px;font-weight:650;margin:2em 0 .3em;letter-spacing:-.005em}}h3{{font-size:16px;margin:1.5em 0 .2em}}
+.text p,.text li{{color:var(--tn-muted,#687584)}}.text h2+p{{margin-top:.2em}}
+code,pre{{font:12.5px/1.45 ui-monospace,"SF Mono",Menlo,Consolas,monospace}}
+pre{{white-space:pre-wrap;overflow-wrap:anywhere;margin:.5em 0}}
+details{{margin:.8em 0;color:var(--tn-muted,#687584);font-size:13px}}summary{{cursor:pointer}}
+img{{max-width:100%;height:auto;background:#fff;border-radius:6px}}
+.error{{border:1px solid var(--tn-red,#b2423a);border-left-width:4px;border-radius:6px;padding:.8em 1em;margin:1.2em 0}}
+.error strong{{display:block;color:var(--tn-red,#b2423a);font-size:13px;margin-bottom:.15em}}.error details{{margin-bottom:0}}
+.badge{{display:inline-block;border:1px solid currentColor;border-radius:99px;padding:0 .7em;font-size:12px;font-weight:600;line-height:1.6}}
+.badge.green{{color:var(--tn-green,#2f7d4f)}}.badge.amber{{color:var(--tn-amber,#b97a14)}}.badge.red{{color:var(--tn-red,#b2423a)}}.badge.blue{{color:var(--tn-blue,#2f5f8f)}}
+""".strip()
+
+TEMPLATE = """
+{%- extends 'base/display_priority.j2' -%}
+{% block input_group %}{% endblock %}
+{% block markdowncell %}<div class=text>{{ cell.source | markdown2html }}</div>
+{% endblock %}
+{% block execute_result %}{% block data_priority scoped %}{{ super() }}{% endblock %}{% endblock %}
+{% block data_html %}{{ output.data['text/html'] }}
+{% endblock %}
+{% block data_markdown %}<div class=text>{{ output.data['text/markdown'] | markdown2html }}</div>
+{% endblock %}
+{% block data_svg %}<p><img alt="" src="data:image/svg+xml;base64,{{ output.data['image/svg+xml'] | text_base64 }}"></p>
+{% endblock %}
+{% block data_png %}<p><img alt="" src="data:image/png;base64,{{ output.data['image/png'] | replace('\\n', '') }}"></p>
+{% endblock %}
+{% block data_jpg %}<p><img alt="" src="data:image/jpeg;base64,{{ output.data['image/jpeg'] | replace('\\n', '') }}"></p>
+{% endblock %}
+{% block data_text %}<pre>{{ output.data['text/plain'] | strip_ansi | e }}</pre>
+{% endblock %}
+{% block stream %}<details><summary>Messages</summary><pre>{{ output.text | strip_ansi | e }}</pre></details>
+{% endblock %}
+{% block error %}<div class=error><strong>This stage stopped here</strong>{{ output | cause | e }}
+<details><summary>Traceback</summary><pre>{{ output.traceback | join('\\n') | strip_ansi | e }}</pre></details></div>
+{% endblock %}
+"""
+
+
+def render(
+    notebook: Path,  # An executed notebook
+    html: Path,  # The page to write; its folder exists
+    title: str,  # Shown in the browser's tab
+    links: Sequence[
+        tuple[str, str]
+    ] = (),  # Label and relative address, for the navigation; the one of this page is marked
+) -> None:
+    "Render `notebook` as a self-contained page: outputs and prose without the code."
+    book = nbformat.read(notebook, as_version=4)
+    body, _ = _exporter().from_notebook_node(_visible(book))
+    write_whole(html, page(title, body, links, current=html.name))
+
+
+def page(title: str, body: str, links: Iterable[tuple[str, str]], current: str = "") -> str:
+    "A whole HTML document around `body`, with the style sheets once and the blocks' own copies taken out."
+    body = body.replace(f"<style>{CSS}</style>\n", "")
+    nav = "".join(_link(label, address, address == current) for label, address in links)
+    return f"""<!doctype html>
+<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">
+<meta http-equiv=Content-Security-Policy content="default-src 'none';style-src 'unsafe-inline';img-src data:">
+<title>{escape(title)}</title><style>{CSS}
+{PAGE_CSS}</style></head>
+<body class=tn><nav><div><b>tradenb</b>{nav}</div></nav><main>
+{body}
+</main></body></html>
+"""
+
+
+def _link(label: str, address: str, current: bool) -> str:
+    return f'<a href="{escape(address)}"{" aria-current=page" if current else ""}>{escape(label)}</a>'
+
+
+def _visible(book: Any) -> Any:
+    "Without hidden cells, and without prose that follows a failure: it would introduce what never ran."
+    kept = []
+    for cell in book.cells:
+        if not HIDDEN_TAGS & set(cell.metadata.get("tags", [])):
+            kept.append(cell)
+        if any(output.output_type == "error" for output in cell.get("outputs", [])):
+            break
+    book.cells = kept
+    return book
+
+
+@cache
+def _exporter() -> Any:
+    from nbconvert.exporters.html import HTMLExporter
+
+    exporter = HTMLExporter(raw_template=TEMPLATE, exclude_input=True, exclude_anchor_links=True)
+    exporter.register_filter("cause", _cause)
+    return exporter
+
+
+def _cause(output: Any) -> str:
+    "The essence of an error output: our own errors by their message alone."
+    text = next((line.strip() for line in output.evalue.splitlines() if line.strip()), "")
+    return text if text and error_class(output.ename) else f"{output.ename}: {text}".removesuffix(": ")
+
+
+# ---- the index over all runs
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    "One run in the index."
+
+    trade_date: date
+    run_id: str
+    status: str  # completed, partially_completed, failed, running, …
+    address: str  # Of the run's report, relative to the index
+    pnl: Decimal | None = None  # The day's, in USD
+    equity: Decimal | None = None  # At the close, in USD
+    orders: int | None = None
+    fills: int | None = None
+    reconciled: bool | None = None  # None: not checked
+
+
+COLUMNS = ("Date", "Run", "Status", "P&L", "Equity", "Orders", "Fills", "Reconciled")
+STATUS = {"completed": "green", "partially_completed": "amber", "failed": "red", "running": "blue"}
+
+
+def write_index(
+    runs_folder: Path,  # Where `index.html` goes
+    rows: Sequence[IndexRow],  # In any order
+) -> Path:  # The page
+    "An overview of all runs, newest first, as a plain file."
+    newest_first = sorted(rows, key=lambda row: (row.trade_date, row.run_id), reverse=True)
+    blocks = [Block("<h1>Runs</h1>"), *(_summary(newest_first) if rows else []), _index_table(newest_first)]
+    path = runs_folder / "index.html"
+    write_whole(path, page("tradenb runs", "\n".join(block.html for block in blocks), []))
+    return path
+
+
+def _summary(rows: Sequence[IndexRow]) -> list[Block]:
+    days = _by_day(rows)
+    total, checked = (
+        sum((r.pnl for r in days if r.pnl is not None), Decimal(0)),
+        [r for r in days if r.reconciled is not None],
+    )
+    figures = {
+        "Trading days": (f"{len(days):,}", f"{days[0].trade_date} to {days[-1].trade_date}"),
+        "P&L": (text_of(total, "pnl"), "over all days"),
+        "Equity": (text_of(days[-1].equity, "money"), "at the last close"),
+        "Reconciled": (f"{sum(bool(r.reconciled) for r in checked)} of {len(checked)}", "days that were checked"),
+    }
+    return [tiles(figures), *(_charts(days) if len(days) > 1 else [])]
+
+
+def _by_day(rows: Sequence[IndexRow]) -> list[IndexRow]:
+    "The last run of each day that ended with an account, oldest first."
+    done = {row.trade_date: row for row in reversed(rows) if row.equity is not None}
+    return [done[day] for day in sorted(done)] or list(reversed(rows))
+
+
+def _charts(days: Sequence[IndexRow]) -> list[Block]:
+    frame = pl.DataFrame(
+        {
+            "date": [row.trade_date for row in days],
+            "equity": [None if row.equity is None else float(row.equity) for row in days],
+            "pnl": [float(row.pnl or 0) for row in days],
+        },
+        schema={"date": pl.Date, "equity": pl.Float64, "pnl": pl.Float64},
+    )
+    return [
+        side_by_side(
+            lines(frame, "date", ["equity"], "Equity", "dollars", "At each close, in USD", width=HALF),
+            bars(frame, "date", "pnl", "P&L by day", "dollars", "In USD", signed=True, height=2.6, width=HALF),
+        )
+    ]
+
+
+def _index_table(rows: Sequence[IndexRow]) -> Block:
+    head = "".join(f"<th{' class=tn-l' if at < 3 else ''}>{escape(name)}</th>" for at, name in enumerate(COLUMNS))
+    body = "".join(map(_index_row, rows)) or f'<tr><td class="tn-l tn-none" colspan={len(COLUMNS)}>no run yet</td></tr>'
+    return Block(
+        f"<div class=tn-wide><table class=tn-table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _index_row(row: IndexRow) -> str:
+    sign = "" if not row.pnl else " class=tn-up" if row.pnl > 0 else " class=tn-down"
+    reconciled = {True: "yes", False: "no", None: "–"}[row.reconciled]
+    return (
+        f"<tr><td class=tn-l>{row.trade_date}</td>"
+        f'<td class=tn-l><a href="{escape(row.address)}">{escape(row.run_id)}</a></td>'
+        f'<td class=tn-l><span class="badge {STATUS.get(row.status, "blue")}">{escape(row.status.replace("_", " "))}</span></td>'
+        f"<td{sign}>{text_of(row.pnl, 'pnl')}</td><td>{text_of(row.equity, 'money')}</td>"
+        f"<td>{text_of(row.orders, 'integer')}</td><td>{text_of(row.fills, 'integer')}</td>"
+        f"<td{' class=tn-down' if row.reconciled is False else ''}>{reconciled}</td></tr>"
+    )
+
+
+def external_requests(html: str) -> list[str]:
+    "Every address in a page that a browser would fetch from elsewhere; a page of ours has none."
+    fetched = r"""(?:\bsrc\s*=|\bsrcset\s*=|<link[^>]*href\s*=|@import|\burl\()\s*["']?\s*((?:https?:)?//[^"'\s)>]+)"""
+    return re.findall(fetched, html, flags=re.IGNORECASE)

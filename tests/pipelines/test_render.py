@@ -1,0 +1,147 @@
+"Pages: self-contained, readable, escaped, and calm when a stage has failed."
+
+from datetime import date, timedelta
+from decimal import Decimal
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from pipelines.engine import run_notebook
+from pipelines.render import IndexRow, external_requests, render, write_index
+from tradenb.core.errors import FreshnessError
+from tradenb.trading.report import CSS
+
+LINKS = [("All runs", "../../index.html"), ("Data", "data.html"), ("Trade", "trade.html")]
+CHARTS = """
+import numpy as np, polars as pl
+from tradenb.trading.report import bars, headline, histogram, lines, table
+rng = np.random.default_rng(7)
+frame = pl.DataFrame({"session": list(range(500)), "equity": 1e6 + rng.normal(0, 900, 500).cumsum()})
+"""
+
+
+def executed(folder: Path, *cells: str) -> Path:
+    "A notebook that ran with these cells; markdown starts with a hash."
+    book = new_notebook(cells=[new_code_cell("day = 'hidden-default'", metadata={"tags": ["parameters"]})])
+    book.cells += [new_markdown_cell(c) if c.startswith("#") else new_code_cell(c) for c in cells]
+    nbformat.write(book, folder / "source.ipynb")
+    run_notebook(folder / "source.ipynb", folder / "run.ipynb", {"day": "2024-01-03"})
+    return folder / "run.ipynb"
+
+
+def shown(folder: Path, *cells: str) -> str:
+    render(executed(folder, *cells), folder / "data.html", "Data 2024-01-03", LINKS)
+    return (folder / "data.html").read_text()
+
+
+def test_a_page_with_ten_charts_asks_nobody_for_anything_and_stays_small(tmp_path: Path) -> None:
+    chart = "lines(frame, 'session', ['equity'], 'Equity', 'money')"
+    html = shown(
+        tmp_path, CHARTS, *[chart] * 8, "bars(frame.head(9), 'session', 'equity')", "histogram(frame['equity'])"
+    )
+    assert html.count("<svg") == 10
+    assert external_requests(html) == []
+    assert "<script" not in html
+    assert len(html) < 400_000
+
+
+def test_code_parameters_and_tagged_cells_are_hidden(tmp_path: Path) -> None:
+    book = nbformat.read(executed(tmp_path, "# Data", "secret_code = 1; 'visible output'", "'removed'"), as_version=4)
+    book.cells[-1].metadata["tags"] = ["remove-cell"]
+    nbformat.write(book, tmp_path / "run.ipynb")
+    render(tmp_path / "run.ipynb", tmp_path / "data.html", "Data", LINKS)
+    html = (tmp_path / "data.html").read_text()
+    assert "visible output" in html
+    assert not any(word in html for word in ("secret_code", "hidden-default", "removed"))
+
+
+def test_the_style_sheet_stands_once_however_many_blocks_there_are(tmp_path: Path) -> None:
+    html = shown(tmp_path, CHARTS, *["headline('Data', 'today', 'green', ['ok'])"] * 3)
+    assert html.count(CSS) == 1
+    assert html.count("<h1>") == 3
+
+
+def test_the_navigation_marks_the_present_page(tmp_path: Path) -> None:
+    html = shown(tmp_path, "1")
+    assert '<a href="../../index.html">All runs</a><a href="data.html" aria-current=page>Data</a>' in html
+
+
+def test_a_failed_stage_shows_its_cause_in_one_line_and_folds_the_rest(tmp_path: Path) -> None:
+    fails = "print('\\x1b[31mred\\x1b[0m')\nfrom tradenb.core.errors import FreshnessError\nraise FreshnessError('bars end <2024-01-02>')"
+    with pytest.raises(FreshnessError):
+        executed(tmp_path, "# Data", fails, "# What never ran")
+    render(tmp_path / "run.ipynb", tmp_path / "data.html", "Data", LINKS)
+    html = (tmp_path / "data.html").read_text()
+    box = html[html.index('<div class="error">') :]
+    assert box.index("bars end &lt;2024-01-02&gt;") < box.index("<details>") < box.index("Traceback (most recent")
+    assert "\x1b" not in html
+    assert "papermill" not in html
+    assert "What never ran" not in html
+
+
+def test_plain_matplotlib_figures_are_embedded(tmp_path: Path) -> None:
+    html = shown(tmp_path, "import matplotlib.pyplot as plt\nplt.plot([1, 2]);")
+    assert "data:image/svg+xml;base64," in html
+    assert external_requests(html) == []
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        '<img src="https://a.b/c.png">',
+        "<script src=//cdn.x/y.js>",
+        '<link rel=a href="http://x/y.css">',
+        "url(http://x/f)",
+    ],
+)
+def test_the_check_for_external_requests_finds_one(html: str) -> None:
+    assert len(external_requests(html)) == 1
+
+
+def row(day: int, **values: object) -> IndexRow:
+    base = {"status": "completed", "pnl": Decimal("12.50"), "equity": Decimal(1000000 + day), "orders": 40, "fills": 40}
+    at = date(2024, 1, 1) + timedelta(days=day)
+    return IndexRow(at, f"run-{day}", address=f"{at}/run-{day}/index.html", **(base | values))  # type: ignore[arg-type]
+
+
+def test_the_index_lists_the_newest_run_first_and_links_to_it(tmp_path: Path) -> None:
+    html = write_index(tmp_path, [row(1), row(3), row(2)]).read_text()
+    places = [html.index(f">run-{day}<") for day in (3, 2, 1)]
+    assert places == sorted(places)
+    assert '<a href="2024-01-04/run-3/index.html">run-3</a>' in html
+    assert html.count("<svg") == 2
+    assert external_requests(html) == []
+
+
+def test_an_index_without_runs_and_one_with_a_failed_run_alone_are_pages_too(tmp_path: Path) -> None:
+    assert "no run yet" in write_index(tmp_path, []).read_text()
+    failed = row(1, status="failed", pnl=None, equity=None, orders=None, fills=None)
+    assert '<span class="badge red">failed</span>' in write_index(tmp_path, [failed]).read_text()
+
+
+class Texts(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        self.seen.append(data)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1))
+def test_no_run_id_or_status_can_inject_markup(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    folder = tmp_path_factory.mktemp("runs")
+    plain, odd = Texts(), Texts()
+    plain.feed(write_index(folder, [IndexRow(date(2024, 1, 2), "x", "x", "x")]).read_text())
+    odd.feed(write_index(folder, [IndexRow(date(2024, 1, 2), text, text, text)]).read_text())
+    assert odd.tags == plain.tags
+    assert text in "".join(odd.seen)
