@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+    from tradenb.core.settings import Settings
+
 # %% auto #0
-__all__ = ['CHAMPION', 'VERSION_SCHEMA', 'ModelCard', 'LoadedModel', 'Registry', 'log_folds', 'figures', 'log_artifacts',
-           'log_booster', 'booster_file', 'digest', 'log_and_register', 'model_tags', 'versions', 'champion_version',
-           'load', 'check_digest', 'check_features', 'activate', 'record_activation', 'champion', 'deactivate',
-           'history']
+__all__ = ['CHAMPION', 'VERSION_SCHEMA', 'ModelCard', 'LoadedModel', 'Registry', 'open_registry', 'log_folds', 'figures',
+           'log_artifacts', 'log_booster', 'booster_file', 'digest', 'log_and_register', 'model_tags', 'versions',
+           'champion_version', 'load', 'check_digest', 'check_features', 'activate', 'record_activation', 'champion',
+           'deactivate', 'history']
 
 # %% ../../nbs/models/04_registry.ipynb #3c68632a
 CHAMPION = "champion"  # alias of the version that trades
@@ -138,6 +140,15 @@ class Registry:
     def champion_version(self) -> int | None:
         "The champion's number without loading it."
         return champion_version(self)
+
+# %% ../../nbs/models/04_registry.ipynb #97f61e57
+def open_registry(
+    settings: Settings,
+    engine: Engine | None = None,  # platform database, to record activations
+    clock: Clock | None = None,
+) -> Registry:
+    "The registry of the strategy that the settings name."
+    return Registry(settings.root, settings.run.strategy, engine=engine, clock=clock or SystemClock())
 
 # %% ../../nbs/models/04_registry.ipynb #ff2b1b6f
 def _batch(

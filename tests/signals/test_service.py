@@ -1,0 +1,210 @@
+"The signal service over real HTTP: answers that can be repeated, refusals that name the reason, swaps that nobody notices."
+
+import threading
+from datetime import date
+
+import httpx
+import numpy as np
+import polars as pl
+import pytest
+
+from tradenb.core.web import serving
+from tradenb.features.panel import Panel
+from tradenb.signals.generator import generate
+from tradenb.signals.service import create_app
+
+from .conftest import AS_OF, KEY, settings_at
+
+GENERATE = "/api/v1/signals/generate"
+
+
+def ask(client, **question):
+    return client.post(GENERATE, json=question)
+
+
+def test_the_answer_is_that_of_the_generator_on_the_whole_history(house, client):
+    body = ask(client).json()
+    model = house.registry.load(house.versions[0])
+    members = [row["symbol"] for row in body["signals"] + body["left_out"]]
+    whole = generate(model, Panel.from_bars(house.bars), 3, 3, members).signals
+    assert pl.DataFrame(body["signals"], schema=whole.schema).equals(whole)
+    assert body["metadata"] == {
+        "model_version": house.versions[0],
+        "strategy_name": "alpha158_ls",
+        "as_of_date": str(AS_OF),
+        "generated_at": "2023-07-03T13:00:00Z",
+        "num_signals": whole.height,
+        "vintage": house.lake.vintage(),
+    }
+
+
+def test_longs_sum_to_one_and_shorts_to_minus_one(client):
+    weights = np.array([s["target_weight"] for s in ask(client, top_n=4, bottom_n=5).json()["signals"]])
+    assert weights[weights > 0].sum() == pytest.approx(1)
+    assert weights[weights < 0].sum() == pytest.approx(-1)
+    assert ((weights > 0).sum(), (weights < 0).sum()) == (4, 5)
+
+
+def test_a_past_session_is_answered_as_it_was_then(house, client):
+    past = house.bars["date"].unique().sort()[-40]
+    body = ask(client, as_of_date=str(past)).json()
+    model, until = house.registry.load(house.versions[0]), Panel.from_bars(house.bars.filter(pl.col("date") <= past))
+    names = [row["symbol"] for row in body["signals"]]
+    assert body["signals"] == generate(model, until, 3, 3, names).signals.to_dicts()
+
+
+def test_a_former_vintage_can_still_be_asked(house, client):
+    vintage, before = house.lake.vintage(), ask(client).json()
+    last = house.bars.filter(pl.col("date") == AS_OF).with_columns(pl.col("adj_close") * 1.5)
+    house.lake.merge("bars", last)
+    try:
+        assert ask(client).json()["signals"] != before["signals"]
+        assert ask(client, vintage=vintage).json()["signals"] == before["signals"]
+    finally:
+        house.lake.merge("bars", house.bars.filter(pl.col("date") == AS_OF))
+    assert ask(client).json()["signals"] == before["signals"]
+
+
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        ({"symbols": ["NOPE", "AAPL2"]}, "unknown symbols: AAPL2, NOPE"),
+        ({"symbols": []}, "symbols"),
+        ({"as_of_date": "2023-07-01"}, "2023-07-01 is a Saturday"),
+        ({"as_of_date": "2023-07-03"}, "no bars on 2023-07-03"),
+        ({"as_of_date": "1999-01-04"}, "no bars on 1999-01-04"),
+        ({"as_of_date": "1700-01-04"}, "1700-01-04"),
+        ({"as_of_date": "soon"}, "as_of_date"),
+        ({"top_n": 20, "bottom_n": 20}, "of only"),
+        ({"top_n": 500}, "too few symbols"),
+        ({"top_n": 0, "bottom_n": 0}, "not both 0"),
+        ({"top_n": -1}, "top_n"),
+        ({"topn": 3}, "topn"),
+        ({"vintage": {"bars": -1}}, "vintage"),
+    ],
+)
+def test_a_question_without_an_answer_gets_a_problem_that_names_the_reason(client, question, says):
+    reply = ask(client, **question)
+    assert reply.status_code == 422
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert set(reply.json()) == {"type", "title", "status", "detail", "code"}
+    assert says in reply.json()["detail"]
+
+
+@pytest.mark.parametrize("vintage", [{"bars": 99}, {"universe": 0}, {"nothing": 1}])
+def test_a_vintage_that_never_was_is_a_client_error(client, vintage):
+    reply = ask(client, vintage=vintage)
+    assert 400 <= reply.status_code < 500
+
+
+def test_broken_json_is_a_client_error(client):
+    reply = client.post(GENERATE, content=b"{", headers={"content-type": "application/json"})
+    assert (reply.status_code, reply.json()["code"]) == (422, "RequestInvalid")
+
+
+def test_liveness_health_and_model_tell_what_is_served(house, client):
+    assert client.get("/").json()["service"] == "signals"
+    health = client.get("/health")
+    assert (health.status_code, health.json()["status"]) == (200, "ok")
+    assert health.json()["data"] == {"vintage": house.lake.vintage(), "last_session": str(AS_OF), "error": None}
+    info = client.get("/api/v1/model/info").json()
+    assert (info["version"], info["num_features"], info["activated_by"]) == (house.versions[0], 158, "test")
+    assert "signals_generated_total" in client.get("/metrics").text
+
+
+def test_without_a_model_and_data_it_starts_and_says_so(tmp_path, house):
+    with serving(create_app(settings_at(tmp_path), house.clock)) as url:
+        health = httpx.get(f"{url}/health")
+        assert (health.status_code, health.json()["status"]) == (503, "unavailable")
+        assert "tradenb train" in health.json()["model_error"]
+        assert "tradenb etl" in health.json()["data"]["error"]
+        refused = httpx.post(url + GENERATE, json={})
+        assert (refused.status_code, refused.json()["code"]) == (409, "NoModelError")
+
+
+def test_reload_needs_the_key(client):
+    assert client.post("/api/v1/model/reload").status_code == 401
+    assert client.post("/api/v1/model/reload", headers={"X-API-Key": "guess"}).status_code == 401
+
+
+def reload(client):
+    return client.post("/api/v1/model/reload", headers={"X-API-Key": KEY})
+
+
+def test_reload_takes_the_new_champion_and_a_second_time_changes_nothing(house, client):
+    house.registry.activate(house.versions[1], "test", "new")
+    assert client.get("/api/v1/model/info").json()["version"] == house.versions[0]
+    assert reload(client).json() == {"reloaded": True, "model_version": house.versions[1]}
+    assert reload(client).json() == {"reloaded": False, "model_version": house.versions[1]}
+
+
+def test_a_champion_that_does_not_fit_is_refused_and_the_old_one_goes_on(house, client):
+    first, second = house.versions
+    house.registry.activate(second, "test", "will be spoiled")
+    kept = house.registry.load(second).tags["digest"]
+    house.registry.client.set_model_version_tag(house.registry.name, str(second), "digest", "f" * 64)
+    try:
+        refused = reload(client)
+        assert (refused.status_code, refused.json()["code"]) == (409, "ModelError")
+        assert ask(client).json()["metadata"]["model_version"] == first
+        health = client.get("/health").json()
+        assert health["status"] == "degraded"
+        assert "was changed" in health["model_error"]
+    finally:
+        house.registry.client.set_model_version_tag(house.registry.name, str(second), "digest", kept)
+    assert reload(client).json()["model_version"] == second
+    assert client.get("/health").json()["status"] == "ok"
+
+
+def test_a_deactivated_model_answers_no_more(house, client):
+    house.registry.deactivate("test", "stop")
+    assert reload(client).status_code == 409
+    assert ask(client).status_code == 409
+
+
+def test_no_answer_fails_or_mixes_versions_while_models_are_swapped(house, client):
+    expected = {}
+    for version in house.versions:
+        house.registry.activate(version, "test", "expected answer")
+        reload(client)
+        expected[version] = ask(client).json()["signals"]
+    assert expected[house.versions[0]] != expected[house.versions[1]]
+    answers, done = [], threading.Event()
+
+    def keep_asking():
+        while not done.is_set():
+            answers.append(client.post(GENERATE, json={}))
+
+    threads = [threading.Thread(target=keep_asking) for _ in range(3)]
+    [t.start() for t in threads]
+    for n in range(6):
+        house.registry.activate(house.versions[n % 2], "test", "swap")
+        assert reload(client).json()["reloaded"]
+    done.set()
+    [t.join() for t in threads]
+    assert {a.status_code for a in answers} == {200}
+    assert {a.json()["metadata"]["model_version"] for a in answers} == set(house.versions)
+    assert all(a.json()["signals"] == expected[a.json()["metadata"]["model_version"]] for a in answers)
+
+
+def test_a_trace_id_is_answered(client):
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    assert client.get("/health", headers={"X-Trace-ID": trace}).headers["x-trace-id"] == trace
+
+
+def test_symbols_left_without_a_bar_are_told(house, client):
+    halted = house.bars.filter(pl.col("date") == AS_OF)["symbol"][0]
+    house.lake.merge("bars", house.bars.clear(), remove=pl.DataFrame({"symbol": [halted], "date": [AS_OF]}))
+    try:
+        body = ask(client).json()
+        assert body["left_out"] == [{"symbol": halted, "reason": f"no bar on {AS_OF}"}]
+        assert halted not in {s["symbol"] for s in body["signals"]}
+    finally:
+        house.lake.merge("bars", house.bars.filter(pl.col("date") == AS_OF))
+
+
+def test_the_day_before_a_listing_a_name_is_unknown_to_the_universe(house, client):
+    day = date(2022, 6, 1)
+    listed = set(house.bars.filter(pl.col("date") == day)["symbol"])
+    body = ask(client, as_of_date=str(day)).json()
+    assert {s["symbol"] for s in body["signals"]} <= listed
