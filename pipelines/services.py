@@ -8,6 +8,7 @@ and never a stranger who got the same number later.
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -21,13 +22,18 @@ from rich.console import Console
 
 from tradenb.core.clock import Stopwatch, sleep
 from tradenb.core.errors import PortTaken, ServiceUnavailable, TradenbError, one_line
-from tradenb.core.settings import Settings, load
+from tradenb.core.settings import Settings, find_file, load, variable
 from tradenb.core.web import listen
 
 SCHEDULER_PORT, MLFLOW_PORT = 4200, 5050
 BIN = Path(sys.executable).parent
 PATIENCE_S, GRACE_S = 90, 10
-QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,23 @@ class Started:
     born: float  # the system's creation time of the process: with the id it names one process for ever
 
 
+def missing_keys(settings: Settings) -> list[str]:
+    "Variables of the keys that processes must share and that nobody has set; a broker's own keys cannot be made up."
+    wanted = {("services", "api_key"): settings.services.api_key}
+    if settings.execution.broker == "exchange":
+        wanted[("execution", "broker_key_id")] = settings.execution.broker_key_id
+        wanted[("execution", "broker_secret")] = settings.execution.broker_secret
+    return [variable(*name) for name, value in wanted.items() if value is None]
+
+
+def provide_keys(names: list[str], file: Path) -> None:
+    "Add random keys to the project's `.env`, for its owner's eyes alone."
+    before = file.read_text() if file.exists() else ""
+    added = "".join(f"{name}={secrets.token_urlsafe(24)}\n" for name in names)
+    file.touch(mode=0o600)
+    file.write_text(before + ("\n" if before and not before.endswith("\n") else "") + added)
+
+
 def programs(settings: Settings) -> list[Program]:
     "What `up` starts, in the order of the screen."
     host, services = settings.services.host, settings.services
@@ -57,6 +80,8 @@ def programs(settings: Settings) -> list[Program]:
         "execution": services.execution_port,
         "orchestrator": services.orchestrator_port,
     }
+    if settings.execution.broker != "exchange":
+        del ports["exchange"]
     database = settings.root / "mlflow" / "mlflow.db"
     mlflow = ("server", "--host", host, "--port", f"{MLFLOW_PORT}", "--backend-store-uri", f"sqlite:///{database}")
     scheduler = ("server", "start", "--host", host, "--port", f"{SCHEDULER_PORT}")
@@ -144,16 +169,19 @@ def up(settings: Settings, console: Console) -> None:
         console.print("Already up (`make down` stops it):")
         return show(planned, console)
     refuse_taken_ports(planned)
+    if names := missing_keys(settings):
+        file = find_file().with_name(".env")
+        provide_keys(names, file)
+        console.print(f"Made keys for the services, in {file.name}: {', '.join(names)}")
     for folder in ("state", "logs", "prefect", "mlflow"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     running: list[Started] = []
     try:
-        for program in planned:
+        for program in planned:  # one after the other: they would migrate the same databases at once
             running.append(launch(program, root))
             note(root).write_text(json.dumps([asdict(process) for process in running]))
-        for program, process in zip(planned, running, strict=True):
-            with console.status(f"waiting for {', '.join(program.pages)}"):
-                wait(program, process, root)
+            with console.status(f"Starting {', '.join(program.pages)}"):
+                wait(program, running[-1], root)
     except BaseException:
         stop(root)
         raise

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dotenv import dotenv_values
 
 from pipelines import services
 from pipelines.benchmarks.__main__ import available, main
 from tradenb.core.errors import ServiceUnavailable
+from tradenb.core.settings import load
 
 PROJECT = Path(__file__).resolve().parents[1]
 MAKEFILE = (PROJECT / "Makefile").read_text()
@@ -154,6 +156,19 @@ def test_down_ends_what_up_started_and_nothing_else(tmp_path: Path, sleepers: tu
     assert not services.alive(ours)
     assert stranger.poll() is None
     assert services.stop(tmp_path) == []
+
+
+def test_keys_are_added_to_what_the_owner_has_and_read_by_the_settings(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("TRADENB_EXECUTION__BROKER_KEY_ID=mine")
+    (tmp_path / "settings.ini").write_text((PROJECT / "settings.ini").read_text())
+    settings = load(env=dotenv_values(file), file=tmp_path / "settings.ini")
+    missing = services.missing_keys(settings)
+    assert missing == ["TRADENB_SERVICES__API_KEY", "TRADENB_EXECUTION__BROKER_SECRET"]
+    services.provide_keys(missing, file)
+    complete = load(env=dotenv_values(file), file=tmp_path / "settings.ini")
+    assert services.missing_keys(complete) == []
+    assert complete.execution.broker_key_id.get_secret_value() == "mine"
 
 
 def test_a_program_that_ends_while_starting_is_reported_with_its_last_line(tmp_path: Path) -> None:
