@@ -10,7 +10,9 @@ __all__ = ['PALETTE', 'DARK', 'SERIES', 'CSS', 'Verdict', 'Format', 'FORMATS', '
 # %% ../../nbs/trading/07_report.ipynb #68c5eda6
 import contextlib
 import io
+import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -74,6 +76,7 @@ CSS = themed("""
 .tn-tile span,.tn-tile small{display:block;color:#687584;font-size:12.5px;line-height:1.35}
 .tn-wide{overflow-x:auto;margin:1em 0}
 table.tn-table{border-collapse:collapse;width:100%;font-size:13.5px;font-variant-numeric:tabular-nums;margin:0;border:0}
+table.tn-small{width:auto;min-width:min(100%,480px)}
 .tn-table caption{caption-side:top;text-align:left;font-weight:600;color:#1f2a37;padding:0 0 .5em;font-size:15px}
 .tn-table th,.tn-table td{padding:.34em .75em;text-align:right;border:0;border-bottom:1px solid #dde3ea;background:none;white-space:nowrap;color:#1f2a37}
 .tn-table th{color:#687584;font-weight:600;font-size:12px;border-bottom:1px solid #687584;vertical-align:bottom}
@@ -181,8 +184,11 @@ def text_of(
     format: Format,
 ) -> str:
     "`value` as this report writes it, not yet escaped."
-    missing = value is None or (isinstance(value, float) and value != value)
-    return "–" if missing else FORMATS[format](value)
+    if value is None or value != value:
+        return "–"
+    if isinstance(value, float) and math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return FORMATS[format](value)
 
 # %% ../../nbs/trading/07_report.ipynb #ae16a95f
 def tiles(
@@ -216,8 +222,9 @@ def table(
     foot = f"<p class=tn-foot>{len(rows):,} of {frame.height:,} rows</p>" if left_out else ""
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     body = "".join(rows) or f'<tr><td class="tn-l tn-none" colspan={max(len(kinds), 1)}>none</td></tr>'
+    size = "tn-table" if len(kinds) > 3 else "tn-table tn-small"
     return Block(
-        f"<div class=tn-wide><table class=tn-table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{foot}</div>"
+        f'<div class=tn-wide><table class="{size}">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{foot}</div>'
     )
 
 # %% ../../nbs/trading/07_report.ipynb #23174e8f
@@ -283,7 +290,7 @@ def style() -> Iterator[None]:
         **{"axes.axisbelow": True, "axes.labelcolor": PALETTE["muted"], "text.color": PALETTE["ink"], "font.size": 9},
         **{"axes.prop_cycle": cycler(color=[PALETTE[name] for name in SERIES]), "lines.linewidth": 1.6},
         **{"legend.frameon": False, "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none"},
-        **{"svg.fonttype": "none", "svg.hashsalt": "tradenb", "date.converter": "concise", "figure.constrained_layout.use": True},
+        **{"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "tradenb", "date.converter": "concise", "figure.constrained_layout.use": True},
     }  # fmt: skip
     with matplotlib.rc_context(rules):
         yield
@@ -307,7 +314,8 @@ def chart(
 ) -> Block:
     "A matplotlib figure as an inline SVG with a heading."
     drawn = io.StringIO()
-    with style():
+    with style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # text stays text: the reader's fonts draw it, not ours
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     heading = f"<figcaption>{escape(title)}<small>{escape(caption)}</small></figcaption>" if title or caption else ""
     return Block(f"<figure class=tn-chart>{heading}{_inline(drawn.getvalue())}</figure>")
@@ -339,10 +347,11 @@ def lines(
     width: float = FULL,
 ) -> Block:
     "One or more series; the legend appears when there are several."
+    dots = "." if frame.height < 30 else None
     with style():
         figure, axes = canvas(height, width)
         for name in y:
-            (line,) = axes.plot(frame[x].to_list(), frame[name].to_list(), label=_heading(name))
+            (line,) = axes.plot(frame[x].to_list(), frame[name].to_list(), marker=dots, label=_heading(name))
             if fill:
                 axes.fill_between(frame[x].to_list(), frame[name].to_list(), color=line.get_color(), alpha=0.15, lw=0)
         if len(y) > 1:
