@@ -12,6 +12,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from functools import cache
 from typing import Any
 
 import polars as pl
@@ -224,10 +225,11 @@ ROUNDING = 1e-6  # Share of the price by which open or close may lie outside low
 def row_checks() -> list[Check]:
     "The checks of the first look."
     finite = sys.float_info.max
+    empty = {c: pl.col(c).is_null() | (pl.col(c).is_nan() if c in PRICES else False) for c in REQUIRED}
     lacks = pl.concat_str(
-        [pl.when(pl.col(c).is_null()).then(pl.lit(f"no {c}")) for c in REQUIRED], separator=", ", ignore_nulls=True
+        [pl.when(none).then(pl.lit(f"no {c}")) for c, none in empty.items()], separator=", ", ignore_nulls=True
     )
-    ohlc = pl.format("open {}, high {}, low {}, close {}", *PRICES)
+    ohlc = pl.format("open {}, high {}, low {}, close {}", *(pl.col(c).round(4) for c in PRICES))
     copy = pl.when(pl.col("copies") > 1).then(pl.format("{} different rows for one symbol and day", "copies"))
     return [
         Check("missing", "no required value is missing", tuple(Rule(c) for c in REQUIRED), lacks),
@@ -261,6 +263,7 @@ def sequence_checks(limits: Limits) -> list[Check]:
     ]  # fmt: skip
 
 # %% ../../nbs/market/04_quality.ipynb #414e3c8a
+@cache
 def _context() -> Any:
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
@@ -274,7 +277,7 @@ def _context() -> Any:
 def _validate(rows: pl.DataFrame, name: str, expectations: list[Any]) -> dict[str, Any]:
     from great_expectations import ExpectationSuite
 
-    source = _context().data_sources.add_pandas(name)
+    source = _context().data_sources.add_or_update_pandas(name)
     whole = source.add_dataframe_asset(name="rows").add_batch_definition_whole_dataframe("all")
     batch = whole.get_batch({"dataframe": rows.to_pandas()})
     how = {"result_format": "COMPLETE", "unexpected_index_column_names": ["row"], "include_unexpected_rows": False}
