@@ -1096,7 +1096,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tradenb.market.demo._spoiled': ('market/demo.html#_spoiled', 'tradenb/market/demo.py'),
                                      'tradenb.market.demo._tickers': ('market/demo.html#_tickers', 'tradenb/market/demo.py'),
                                      'tradenb.market.demo._unplanned': ('market/demo.html#_unplanned', 'tradenb/market/demo.py'),
-                                     'tradenb.market.demo.day_of': ('market/demo.html#day_of', 'tradenb/market/demo.py'),
                                      'tradenb.market.demo.garch': ('market/demo.html#garch', 'tradenb/market/demo.py'),
                                      'tradenb.market.demo.generator': ('market/demo.html#generator', 'tradenb/market/demo.py'),
                                      'tradenb.market.demo.listings': ('market/demo.html#listings', 'tradenb/market/demo.py'),

@@ -7,7 +7,7 @@ __all__ = ['SECTORS', 'TRADES', 'YEAR', 'QUARTER', 'LISTINGS', 'DAYS', 'DEFECTS'
            'MARKET_DRIFT', 'MAX_RETURN', 'SPLIT_LEAD', 'DIVIDEND_LEAD', 'SPLIT_ABOVE', 'SPLIT_BELOW', 'SPLIT_AIM',
            'RATIOS', 'DEFECT_CYCLE', 'CHECK_OF', 'STUCK_RUN', 'CLEAR_BEFORE', 'CLEAR_AFTER', 'LOOK_AHEAD', 'BAR_SCHEMA',
            'Listings', 'generator', 'listings', 'Shocks', 'shocks', 'garch', 'standardise', 'score', 'Paths', 'paths',
-           'Tape', 'tape', 'DemoMarket', 'simulate', 'day_of', 'oracle_ic']
+           'Tape', 'tape', 'DemoMarket', 'simulate', 'oracle_ic']
 
 # %% ../../nbs/market/01_demo.ipynb #c54249ae
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 
-from ..core.calendar import LAST_DAY, next_session, sessions, shift
+from ..core.calendar import sessions, shift
 from ..core.errors import InputError
 from .actions import ACTION_SCHEMA
 
@@ -85,7 +85,7 @@ def listings(
     rng = generator(seed, LISTINGS, n)
     symbols = _tickers(rng, n)
     first = np.where(rng.random(n) < 0.85, 0, np.ceil(rng.exponential(2 * YEAR, n))).astype(int)
-    life = YEAR + rng.exponential(50 * YEAR, n)
+    life = YEAR + rng.exponential(70 * YEAR, n)
     return Listings(
         symbols=tuple(symbols),
         names=tuple(f"{s.capitalize()} {t}" for s, t in zip(symbols, rng.choice(TRADES, n), strict=True)),
@@ -106,17 +106,17 @@ class Shocks:
     "Random numbers of all sessions, before any dynamics."
 
     returns: np.ndarray  # (T, 1 + sectors + N): market, sectors, own; variance 1, fat tails
-    shape: np.ndarray  # (T, 5, N) standard normal: open, high, low, volume, spare
+    shape: np.ndarray  # (T, 4, N) standard normal: open, high, low, volume
 
 
 def shocks(days: list[date], n: int, seed: int) -> Shocks:
     "Draw each day from its own generator."
     freedom, width = 5, 1 + len(SECTORS) + n
-    returns, shape = np.empty((len(days), width)), np.empty((len(days), 5, n))
+    returns, shape = np.empty((len(days), width)), np.empty((len(days), 4, n))
     for t, day in enumerate(days):
         rng = generator(seed, DAYS, day.toordinal())
         returns[t] = rng.standard_t(freedom, width)
-        shape[t] = rng.standard_normal((5, n))
+        shape[t] = rng.standard_normal((4, n))
     return Shocks(returns / np.sqrt(freedom / (freedom - 2)), shape)
 
 # %% ../../nbs/market/01_demo.ipynb #fbda0ea6
@@ -439,13 +439,6 @@ def _realised(who: Listings, days: list[date], mask: np.ndarray, close: np.ndarr
     return _long(who, days[:-2], mask[:-2] & mask[2:], {"realised": label})
 
 # %% ../../nbs/market/01_demo.ipynb #9aea474d
-def day_of(start: date, number: int) -> date:
-    "The date of a session number; the calendar's last day for numbers beyond it."
-    first = start if start in sessions(start, start) else next_session(start)
-    ahead = sessions(first, LAST_DAY)
-    return ahead[number] if number < len(ahead) else LAST_DAY
-
-
 def _members(who: Listings, start: date, end: date) -> tuple[pl.DataFrame, pl.DataFrame]:
     "universe and assets, as known at `end`: who was listed by then, and who had left."
     ahead = sessions(start, end)
