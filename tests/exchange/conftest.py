@@ -1,0 +1,142 @@
+"An exchange of one's own: a feed written from rows, a venue on it, a server around it."
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import polars as pl
+import pytest
+from alpaca.trading.client import TradingClient
+from fastapi import FastAPI
+
+from tradenb.core.clock import new_york
+from tradenb.core.web import Server
+from tradenb.exchange.accounts import account_id
+from tradenb.exchange.feed import Feed
+from tradenb.exchange.matching import FillModel
+from tradenb.exchange.service import create_app
+from tradenb.exchange.store import Store
+from tradenb.exchange.venue import Venue
+
+KEYS = ("PKTEST", "secret-of-the-test")
+TYPES = {
+    "bars": {
+        "symbol": pl.String,
+        "date": pl.Date,
+        "open": pl.Float64,
+        "high": pl.Float64,
+        "low": pl.Float64,
+        "close": pl.Float64,
+        "volume": pl.Int64,
+    },
+    "actions": {"symbol": pl.String, "ex_date": pl.Date, "kind": pl.String, "ratio": pl.Float64, "cash": pl.Float64},
+    "assets": {
+        "symbol": pl.String,
+        "name": pl.String,
+        "sector": pl.String,
+        "first_date": pl.Date,
+        "last_date": pl.Date,
+    },
+}
+
+FRIDAY, MONDAY, TUESDAY, WEDNESDAY = date(2024, 3, 1), date(2024, 3, 4), date(2024, 3, 5), date(2024, 3, 6)
+ACME = [
+    ("ACME", FRIDAY, 99.0, 101.0, 98.0, 100.0, 50_000),
+    ("ACME", MONDAY, 100.0, 102.0, 98.0, 101.0, 50_000),
+    ("ACME", TUESDAY, 101.0, 105.0, 100.0, 104.0, 50_000),
+    ("ACME", WEDNESDAY, 104.0, 106.0, 103.0, 105.0, 50_000),
+]
+BETA = [
+    ("BETA", FRIDAY, 20.0, 21.0, 19.0, 20.0, 1_000),
+    ("BETA", MONDAY, 20.0, 22.0, 19.5, 21.0, 1_000),
+    ("BETA", TUESDAY, 21.0, 22.0, 20.0, 21.5, 1_000),
+]
+BARS = ACME + BETA
+
+
+def write_feed(
+    folder: Path, bars: list[tuple] = BARS, actions: list[tuple] = (), last_dates: dict[str, date] | None = None
+) -> Path:
+    "The three files of a feed."
+    folder.mkdir(parents=True, exist_ok=True)
+    first = {symbol: min(row[1] for row in bars if row[0] == symbol) for symbol in sorted({row[0] for row in bars})}
+    assets = [(s, f"{s.title()} Corp", "Industrials", day, (last_dates or {}).get(s)) for s, day in first.items()]
+    for name, rows in (("bars", bars), ("actions", actions), ("assets", assets)):
+        pl.DataFrame(list(rows), schema=TYPES[name], orient="row").write_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.fixture
+def feed(tmp_path: Path) -> Path:
+    "The usual feed, written to this test's folder."
+    return write_feed(tmp_path / "feed")
+
+
+@pytest.fixture
+def open_venue(tmp_path: Path) -> Callable[..., Venue]:
+    "Make or reopen a venue on a folder of this test."
+
+    def make(
+        bars: list[tuple] | None = BARS,
+        actions: list[tuple] = (),
+        start: datetime = new_york(MONDAY, 9),
+        cash: int = 100_000,
+        multiplier: int = 4,
+        last_dates: dict[str, date] | None = None,
+        state: str = "exchange.db",
+        **model: Any,
+    ) -> Venue:
+        if bars is not None:
+            write_feed(tmp_path / "feed", bars, actions, last_dates)
+        terms = FillModel(**{name: Decimal(str(value)) for name, value in model.items()})
+        return Venue(
+            Feed(tmp_path / "feed"),
+            Store(tmp_path / state),
+            account_id("test"),
+            Decimal(cash),
+            Decimal(multiplier),
+            terms,
+            start,
+        )
+
+    return make
+
+
+@dataclass
+class Running:
+    "A server with stock clients for it."
+
+    url: str
+    app: FastAPI
+    http: httpx.Client
+    trading: TradingClient
+
+    def step(self, to: datetime) -> dict[str, Any]:
+        "Move its clock."
+        return self.http.post("/admin/clock", json={"to": to.isoformat()}).raise_for_status().json()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    "Start an exchange on a free port."
+    with ExitStack() as stack:
+
+        def start(
+            bars: list[tuple] = BARS, actions: list[tuple] = (), at: datetime = new_york(MONDAY, 9), **terms: Any
+        ) -> Running:
+            write_feed(tmp_path / "feed", bars, actions)
+            app = create_app(
+                tmp_path / "feed", tmp_path / "exchange.db", key_id=KEYS[0], secret_key=KEYS[1], start=at, **terms
+            )
+            server = Server(app).start()
+            stack.callback(server.stop)
+            headers = {"APCA-API-KEY-ID": KEYS[0], "APCA-API-SECRET-KEY": KEYS[1]}
+            http = stack.enter_context(httpx.Client(base_url=server.url, headers=headers))
+            return Running(server.url, app, http, TradingClient(*KEYS, url_override=server.url))
+
+        yield start

@@ -1,0 +1,354 @@
+"Stock alpaca-py and plain HTTP against a running exchange."
+
+import json
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+import httpx
+import pytest
+from alpaca.common.exceptions import APIError
+from alpaca.data.historical import StockHistoricalDataClient
+from alpaca.data.requests import (
+    StockBarsRequest,
+    StockLatestBarRequest,
+    StockLatestQuoteRequest,
+    StockLatestTradeRequest,
+)
+from alpaca.data.timeframe import TimeFrame
+from alpaca.trading.enums import OrderSide, OrderStatus, OrderType, QueryOrderStatus, TimeInForce
+from alpaca.trading.requests import (
+    ClosePositionRequest,
+    GetAssetsRequest,
+    GetCalendarRequest,
+    GetOrdersRequest,
+    GetPortfolioHistoryRequest,
+    LimitOrderRequest,
+    MarketOrderRequest,
+    ReplaceOrderRequest,
+    StopLimitOrderRequest,
+    StopOrderRequest,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tradenb.core.clock import new_york
+from tradenb.core.errors import ConfigError, SourceError
+from tradenb.core.settings import load
+from tradenb.exchange.service import create_app, from_settings
+
+FRIDAY, MONDAY, TUESDAY, WEDNESDAY = date(2024, 3, 1), date(2024, 3, 4), date(2024, 3, 5), date(2024, 3, 6)
+
+
+def market(symbol="ACME", qty=10, side=OrderSide.BUY, force=TimeInForce.CLS, **more) -> MarketOrderRequest:
+    return MarketOrderRequest(symbol=symbol, qty=qty, side=side, time_in_force=force, **more)
+
+
+def limit(price, symbol="ACME", qty=10, force=TimeInForce.DAY, **more) -> LimitOrderRequest:
+    return LimitOrderRequest(symbol=symbol, qty=qty, side=OrderSide.BUY, time_in_force=force, limit_price=price, **more)
+
+
+def test_a_day_of_trading_through_the_stock_client(serve):
+    exchange = serve(slippage_bps=0)
+    sent = exchange.trading.submit_order(market(client_order_id="day-1"))
+    assert (sent.status, sent.qty, sent.type) == (OrderStatus.ACCEPTED, "10", OrderType.MARKET)
+    assert exchange.step(new_york(MONDAY, 18))["sessions_closed"] == ["2024-03-04"]
+    done = exchange.trading.get_order_by_client_id("day-1")
+    assert (done.id, done.status, done.filled_avg_price, done.filled_qty) == (sent.id, OrderStatus.FILLED, "101", "10")
+    assert done.filled_at == new_york(MONDAY, 16)
+    position = exchange.trading.get_open_position("ACME")
+    assert (position.qty, position.avg_entry_price, position.current_price) == ("10", "101.000000000", "101")
+    account = exchange.trading.get_account()
+    assert (account.cash, account.equity, account.last_equity) == ("998990", "1000000", "1000000")
+
+
+def test_orders_are_listed_by_status_symbol_and_time(serve):
+    exchange = serve()
+    sent = [exchange.trading.submit_order(limit(50 + i, symbol=s)) for i, s in enumerate(["ACME", "ACME", "BETA"])]
+    exchange.trading.cancel_order_by_id(sent[0].id)
+    ids = lambda **terms: [o.id for o in exchange.trading.get_orders(GetOrdersRequest(**terms))]
+    assert ids() == [sent[2].id, sent[1].id]
+    assert ids(status=QueryOrderStatus.CLOSED) == [sent[0].id]
+    assert ids(status=QueryOrderStatus.ALL, symbols=["ACME"], direction="asc") == [sent[0].id, sent[1].id]
+    assert ids(status=QueryOrderStatus.ALL, limit=1) == [sent[2].id]
+    assert ids(after=new_york(MONDAY, 9)) == []
+    assert len(ids(after=new_york(MONDAY, 8), until=new_york(MONDAY, 9))) == 2
+
+
+def test_orders_are_replaced_and_canceled(serve):
+    exchange = serve()
+    first, second = (exchange.trading.submit_order(limit(price)) for price in (50, 51))
+    newer = exchange.trading.replace_order_by_id(first.id, ReplaceOrderRequest(qty=5, limit_price=52))
+    assert (newer.replaces, newer.qty, newer.limit_price) == (first.id, "5", "52")
+    canceled = exchange.trading.cancel_orders()
+    assert {c.id for c in canceled} == {second.id, newer.id}
+    assert [exchange.trading.get_order_by_id(o.id).status for o in (first, second, newer)] == [
+        OrderStatus.REPLACED,
+        OrderStatus.CANCELED,
+        OrderStatus.CANCELED,
+    ]
+
+
+def test_positions_are_closed_by_share_and_altogether(serve):
+    exchange = serve()
+    for symbol, side in (("ACME", OrderSide.BUY), ("BETA", OrderSide.SELL)):
+        exchange.trading.submit_order(market(symbol, 40, side, TimeInForce.OPG))
+    exchange.step(new_york(MONDAY, 12))
+    part = exchange.trading.close_position("ACME", ClosePositionRequest(percentage="25"))
+    assert (part.qty, part.side) == ("10", OrderSide.SELL)
+    rest = exchange.trading.close_all_positions(cancel_orders=True)
+    assert [(r.symbol, r.status, r.body.qty, r.body.side) for r in rest] == [
+        ("ACME", 200, "40", "sell"),
+        ("BETA", 200, "40", "buy"),
+    ]
+    exchange.step(new_york(MONDAY, 18))
+    assert exchange.trading.get_all_positions() == []
+
+
+def test_clock_calendar_and_assets(serve):
+    exchange = serve()
+    clock = exchange.trading.get_clock()
+    assert (clock.is_open, clock.timestamp, clock.next_open) == (False, new_york(MONDAY, 9), new_york(MONDAY, 9, 30))
+    exchange.step(new_york(MONDAY, 12))
+    clock = exchange.trading.get_clock()
+    assert (clock.is_open, clock.next_close, clock.next_open) == (True, new_york(MONDAY, 16), new_york(TUESDAY, 9, 30))
+    days = exchange.trading.get_calendar(GetCalendarRequest(start=date(2024, 11, 27), end=date(2024, 11, 30)))
+    assert [(d.date.day, f"{d.close:%H:%M}") for d in days] == [(27, "16:00"), (29, "13:00")]
+    assert [a.symbol for a in exchange.trading.get_all_assets(GetAssetsRequest(status="active"))] == ["ACME", "BETA"]
+    asset = exchange.trading.get_asset("ACME")
+    assert exchange.trading.get_asset(asset.id) == asset
+
+
+def test_an_asset_is_unknown_until_it_is_listed(serve):
+    exchange = serve(
+        bars=[
+            ("ACME", FRIDAY, 9.0, 9.0, 9.0, 9.0, 9),
+            ("ACME", MONDAY, 9.0, 9.0, 9.0, 9.0, 9),
+            ("NEWCO", TUESDAY, 9.0, 9.0, 9.0, 9.0, 9),
+        ]
+    )
+    with pytest.raises(APIError) as unknown:
+        exchange.trading.get_asset("NEWCO")
+    assert unknown.value.status_code == 404
+    exchange.step(new_york(TUESDAY, 9))
+    assert exchange.trading.get_asset("NEWCO").tradable
+
+
+def test_activities_come_in_pages_newest_first(serve):
+    exchange = serve(actions=[("ACME", TUESDAY, "split", 2.0, 0.25)], fee_bps=10, slippage_bps=0)
+    exchange.trading.submit_order(market())
+    exchange.step(new_york(TUESDAY, 9))
+    kinds, token = [], None
+    while page := exchange.http.get(
+        "/v2/account/activities", params={"page_size": 2} | ({"page_token": token} if token else {})
+    ).json():
+        kinds += [line["activity_type"] for line in page]
+        token = page[-1]["id"]
+    assert kinds == ["DIV", "SPLIT", "FEE", "FILL", "CSD"]
+    (fill,) = exchange.http.get("/v2/account/activities/FILL").json()
+    assert (fill["side"], fill["qty"], fill["price"], fill["cum_qty"], fill["leaves_qty"]) == (
+        "buy",
+        "10",
+        "101",
+        "10",
+        "0",
+    )
+    (dividend,) = exchange.http.get("/v2/account/activities/DIV", params={"date": "2024-03-05"}).json()
+    assert (dividend["net_amount"], dividend["qty"], dividend["per_share_amount"]) == ("5", "20", "0.25")
+    (split,) = exchange.http.get("/v2/account/activities", params={"activity_types": "SPLIT"}).json()
+    assert (split["qty"], split["ratio"], split["net_amount"]) == ("10", "2", "0")
+    assert exchange.http.get("/v2/account/activities", params={"after": "2024-03-05T12:00:00Z"}).json() == []
+    assert exchange.http.get("/v2/account/activities", params={"page_token": "nonsense"}).status_code == 422
+
+
+def test_the_portfolio_s_history_has_the_equity_of_every_close(serve):
+    exchange = serve(slippage_bps=0)
+    exchange.trading.submit_order(market(qty=100, force=TimeInForce.OPG))
+    exchange.step(new_york(TUESDAY, 18))
+    history = exchange.trading.get_portfolio_history(GetPortfolioHistoryRequest(timeframe="1D"))
+    assert (history.equity, history.profit_loss, history.base_value) == ([1_000_100, 1_000_400], [100, 400], 1_000_000)
+
+
+def data_client(exchange) -> StockHistoricalDataClient:
+    return StockHistoricalDataClient("PKTEST", "secret-of-the-test", url_override=exchange.url)
+
+
+def test_market_data_through_the_stock_client(serve):
+    exchange = serve(at=new_york(TUESDAY, 12))
+    client = data_client(exchange)
+    bars = client.get_stock_bars(
+        StockBarsRequest(
+            symbol_or_symbols=["ACME", "BETA"], timeframe=TimeFrame.Day, start=datetime(2024, 3, 1, tzinfo=UTC)
+        )
+    )
+    assert [(b.timestamp, b.close) for b in bars["ACME"]] == [(new_york(FRIDAY, 0), 100), (new_york(MONDAY, 0), 101)]
+    assert client.get_stock_latest_bar(StockLatestBarRequest(symbol_or_symbols="ACME"))["ACME"].close == 101
+    trade = client.get_stock_latest_trade(StockLatestTradeRequest(symbol_or_symbols="ACME"))["ACME"]
+    assert (trade.price, trade.timestamp) == (101, new_york(TUESDAY, 9, 30))
+    quote = client.get_stock_latest_quote(StockLatestQuoteRequest(symbol_or_symbols="ACME"))["ACME"]
+    assert quote.bid_price < 101 < quote.ask_price
+
+
+def test_bars_come_in_pages(serve):
+    exchange, found, token = serve(at=new_york(WEDNESDAY, 17)), [], None
+    while True:
+        params = {"symbols": "ACME,BETA", "start": "2024-01-01", "limit": 3} | ({"page_token": token} if token else {})
+        body = exchange.http.get("/v2/stocks/bars", params=params).json()
+        found += [(s, b["c"]) for s, bars in body["bars"].items() for b in bars]
+        if (token := body["next_page_token"]) is None:
+            break
+    assert found == [("ACME", c) for c in (100, 101, 104, 105)] + [("BETA", c) for c in (20, 21, 21.5)]
+
+
+def test_no_answer_depends_on_what_has_not_happened_yet(serve, tmp_path):
+    "Two feeds that differ from Monday's close on; until then every GET answers the same bytes."
+    rows = [("ACME", FRIDAY, 99.0, 101.0, 98.0, 100.0, 50_000)]
+    futures = (
+        [("ACME", MONDAY, 100.0, 140.0, 98.0, 139.0, 9_000), ("ACME", TUESDAY, 150.0, 160.0, 140.0, 155.0, 7)],
+        [("ACME", MONDAY, 100.0, 101.0, 55.0, 56.0, 50_000), ("ACME", TUESDAY, 40.0, 60.0, 30.0, 35.0, 80)],
+    )
+    paths = [
+        "/v2/account",
+        "/v2/positions",
+        "/v2/orders?status=all",
+        "/v2/assets",
+        "/v2/account/activities",
+        "/v2/account/portfolio/history",
+        "/v2/clock",
+        "/v2/stocks/bars?symbols=ACME&start=2024-01-01&end=2024-12-31",
+        "/v2/stocks/bars/latest?symbols=ACME",
+        "/v2/stocks/trades/latest?symbols=ACME",
+        "/v2/stocks/quotes/latest?symbols=ACME",
+    ]
+    answers = []
+    for i, future in enumerate(futures):
+        (tmp_path / "exchange.db").unlink(missing_ok=True)
+        exchange = serve(bars=rows + future, actions=[("ACME", TUESDAY, "split", 1.0 + i, 0.0)])
+        exchange.trading.submit_order(market(client_order_id="a", force=TimeInForce.OPG))
+        exchange.trading.submit_order(limit(60, client_order_id="b"))
+        seen = []
+        for minute in ((9, 0), (9, 29), (9, 30), (12, 0), (15, 59)):
+            exchange.step(new_york(MONDAY, *minute))
+            seen += [exchange.http.get(path).text for path in paths]
+        answers.append(seen)
+        exchange.http.close()
+        exchange.app.state.venue.store.close()
+    assert answers[0] == answers[1]
+
+
+def test_keys_are_needed_everywhere(serve):
+    exchange = serve()
+    for path in ("/v2/account", "/v2/orders", "/v2/stocks/bars/latest?symbols=ACME", "/admin/clock"):
+        assert httpx.get(exchange.url + path).status_code == 401
+        wrong = httpx.get(exchange.url + path, headers={"APCA-API-KEY-ID": "PKTEST", "APCA-API-SECRET-KEY": "no"})
+        assert (wrong.status_code, wrong.json()["code"]) == (403, 40310000)
+    assert httpx.post(exchange.url + "/admin/clock", json={"to": "2024-03-05T12:00:00Z"}).status_code == 401
+    assert exchange.http.get("/admin/clock").json()["now"] == "2024-03-04T14:00:00Z"
+
+
+def test_errors_have_a_code_and_a_message(serve):
+    http = serve().http
+    found = [
+        http.post("/v2/orders", content="{", headers={"content-type": "application/json"}),
+        http.post("/v2/orders", json=[]),
+        http.post("/v2/orders", json={"symbol": "ACME"}),
+        http.get("/v2/orders/none"),
+        http.get("/v2/orders:by_client_order_id?client_order_id=none"),
+        http.get("/v2/positions/ACME"),
+        http.get("/v2/assets/NONE"),
+        http.get("/v2/nowhere"),
+        http.get("/v2/orders?limit=0"),
+        http.get("/v2/calendar?start=2099-01-01"),
+        http.post("/admin/clock", json={"to": "2024-03-01T12:00:00Z"}),
+        http.post("/admin/clock", json={"to": "2024-03-05T12:00:00"}),
+        http.get("/v2/stocks/bars?symbols=ACME&timeframe=1Min"),
+    ]
+    assert [r.status_code for r in found] == [400, 422, 422, 404, 404, 404, 404, 404, 422, 422, 422, 422, 422]
+    assert all(isinstance(r.json()["code"], int) and r.json()["message"] for r in found)
+
+
+anything = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=12)
+    | st.sampled_from(
+        [
+            "ACME",
+            "buy",
+            "sell",
+            "market",
+            "limit",
+            "stop",
+            "stop_limit",
+            "day",
+            "gtc",
+            "cls",
+            "opg",
+            "ioc",
+            "fok",
+            "1",
+            "0.1",
+            "1e9",
+            "-1",
+            "NaN",
+            "1e-9",
+        ]
+    )
+)
+FIELDS = ["symbol", "side", "type", "time_in_force", "qty", "notional", "limit_price", "stop_price", "client_order_id"]
+GOOD = {"symbol": "ACME", "side": "buy", "type": "market", "time_in_force": "day", "qty": "1"}
+
+
+def test_no_body_makes_the_server_fail(serve):
+    http = serve().http
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.dictionaries(st.sampled_from(FIELDS), anything, max_size=5), st.booleans(), anything)
+    def attack(changes, trade, to):
+        body = json.dumps(GOOD | changes if trade else {"to": to})
+        answer = http.post(
+            "/v2/orders" if trade else "/admin/clock", content=body, headers={"content-type": "application/json"}
+        )
+        assert answer.status_code in (200, 400, 403, 422), answer.text
+        assert answer.status_code == 200 or isinstance(answer.json()["code"], int)
+
+    attack()
+
+
+def test_a_server_without_a_feed_or_keys_does_not_start(tmp_path, serve):
+    with pytest.raises(SourceError, match=r"bars\.parquet"):
+        create_app(tmp_path / "none", tmp_path / "x.db", key_id="a", secret_key="b")
+    with pytest.raises(ConfigError, match="BROKER_KEY_ID"):
+        create_app(tmp_path / "none", tmp_path / "x.db")
+
+
+def test_the_settings_describe_the_exchange(tmp_path, serve):
+    serve()
+    (tmp_path / "root" / "state").mkdir(parents=True)
+    (tmp_path / "feed").rename(tmp_path / "root" / "state" / "feed")
+    given = load(
+        {"core.root": str(tmp_path / "root"), "exchange.cash": "5000", "exchange.multiplier": "2"},
+        env={"TRADENB_EXECUTION__BROKER_KEY_ID": "k", "TRADENB_EXECUTION__BROKER_SECRET": "s"},
+    )
+    venue = from_settings(given).state.venue
+    assert (venue.account.cash, venue.multiplier, venue.now) == (5000, 2, new_york(WEDNESDAY, 9))
+    assert (tmp_path / "root" / "state" / "exchange.db").exists()
+
+
+def test_orders_of_every_kind_survive_the_stock_client(serve):
+    exchange, terms = serve(), {"symbol": "ACME", "side": OrderSide.BUY}
+    requests = [
+        MarketOrderRequest(**terms, time_in_force=TimeInForce.DAY, notional=150.5),
+        MarketOrderRequest(**terms, time_in_force=TimeInForce.DAY, qty=0.25),
+        StopOrderRequest(**terms, time_in_force=TimeInForce.GTC, qty=3, stop_price=103.5),
+        StopLimitOrderRequest(**terms, time_in_force=TimeInForce.DAY, qty=3, stop_price=101.5, limit_price=101.75),
+        MarketOrderRequest(**terms, time_in_force=TimeInForce.IOC, qty=2),
+        LimitOrderRequest(**terms, time_in_force=TimeInForce.FOK, qty=2, limit_price=90),
+        LimitOrderRequest(**terms, time_in_force=TimeInForce.OPG, qty=2, limit_price=100.5),
+    ]
+    sent = [exchange.trading.submit_order(request) for request in requests]
+    exchange.step(new_york(MONDAY, 18))
+    after = [exchange.trading.get_order_by_id(order.id) for order in sent]
+    assert [o.status.value for o in after] == ["filled", "filled", "new", "filled", "filled", "canceled", "filled"]
+    assert Decimal(101) < Decimal(after[3].filled_avg_price) <= Decimal("101.75")
