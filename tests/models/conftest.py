@@ -14,7 +14,7 @@ SMALL = TrainingConfig(
     early_stopping=10,
     num_leaves=7,
     min_data_in_leaf=20,
-    threads=2,
+    threads=1,
     top_n=4,
     bottom_n=4,
 )

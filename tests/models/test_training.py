@@ -11,10 +11,12 @@ from scipy.stats import rankdata
 
 from tradenb.core.errors import InputError
 from tradenb.features.labels import label
-from tradenb.features.panel import Panel
+from tradenb.features.panel import Panel, random_panel
 from tradenb.features.sets import compute, feature_set
 from tradenb.models.splits import Window
 from tradenb.models.training import TrainingConfig, rank_target, retrain_due, train, training_config
+
+from .conftest import SMALL
 
 ALPHA158 = feature_set("alpha158")
 
@@ -87,6 +89,16 @@ def test_no_fold_is_fitted_on_a_price_of_its_test_window(market, result):
 def test_the_planted_order_is_found_out_of_sample(result):
     assert result.metrics["rank_ic"] > 5 / np.sqrt(result.ic["names"].sum())
     assert result.fold_metrics["rank_ic"].min() > 0
+
+
+def test_a_market_without_signal_still_gives_a_ranking_that_is_not_the_alphabets():
+    config = replace(SMALL, rounds=60, early_stopping=25, min_rounds=20)
+    noise = train(random_panel(24, 300, seed=2), ALPHA158, config)
+    assert noise.fold_metrics["trees"].min() >= 20
+    assert noise.best_rounds >= 20
+    last = noise.predictions.filter(noise.predictions["date"] == noise.predictions["date"].max())
+    assert last["prediction"].n_unique() == last.height
+    assert abs(noise.metrics["rank_ic"]) < 4 / np.sqrt(noise.ic["names"].sum())
 
 
 def test_the_record_covers_every_traded_name_of_every_test_session_once(market, result):

@@ -28,7 +28,7 @@ RECIPE = TrainingConfig(
     rounds=10,
     num_leaves=7,
     min_data_in_leaf=20,
-    threads=2,
+    threads=1,
     top_n=3,
     bottom_n=3,
 )

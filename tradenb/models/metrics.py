@@ -80,11 +80,12 @@ def plot_by_month(
     import matplotlib.pyplot as plt
 
     months, overall = by_month(daily, column), _mean(daily[column])
-    fig, ax = plt.subplots(figsize=(8, 3))
+    fig, ax = plt.subplots(figsize=(8, 3), layout="constrained")
     ax.bar(months["month"].to_numpy(), months["mean"].to_numpy(), width=25, color="#4c78a8")
     ax.axhline(overall, color="#e45756", lw=1, label=f"mean {overall:.4f}")
     ax.axhline(0, color="black", lw=0.5)
-    ax.set(title=f"{column} by month", ylabel=column)
+    name = {"ic": "IC", "rank_ic": "Rank IC"}.get(column, column)
+    ax.set(title=f"{name} by month", ylabel=name)
     ax.legend(fontsize=8)
     return fig
 
@@ -173,7 +174,7 @@ def plot_quantiles(
     "Bars of the mean label by quantile, in basis points, with two standard errors."
     import matplotlib.pyplot as plt
 
-    fig, ax = plt.subplots(figsize=(8, 3))
+    fig, ax = plt.subplots(figsize=(8, 3), layout="constrained")
     ax.bar(table["quantile"], table["mean"] * 1e4, yerr=table["error"].fill_null(0.0) * 2e4, color="#4c78a8", capsize=3)
     ax.axhline(0, color="black", lw=0.5)
     ax.set(title="Mean label by quantile of the prediction", xlabel="quantile (highest prediction right)", ylabel="bp")

@@ -79,7 +79,7 @@ class LoadedModel:
             raise InputError(
                 f"features of shape {x.shape}: model {self.name} {self.version} expects (rows, {len(self.feature_names)})"
             )
-        return np.asarray(self.booster.predict(x), np.float64) if len(x) else np.empty(0)
+        return np.asarray(self.booster.predict(x, num_threads=1), np.float64) if len(x) else np.empty(0)
 
 # %% ../../nbs/models/04_registry.ipynb #d6b98d50
 @dataclass(frozen=True, eq=False)

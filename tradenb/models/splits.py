@@ -119,15 +119,16 @@ def plot_folds(
     "The windows of each fold as bars over time; the white between them is purge and embargo."
     import matplotlib.pyplot as plt
 
-    fig, ax = plt.subplots(figsize=(8, 3))
+    fig, ax = plt.subplots(figsize=(8, 3), layout="constrained")
     for name, colour in {"train": "#4c78a8", "valid": "#f2a541", "test": "#54a24b"}.items():
         windows = [(f.number, getattr(f, name)) for f in folds if len(getattr(f, name))]
         starts = [dates[w.start] for _, w in windows]
         widths = [dates[w.stop - 1] - s + np.timedelta64(1, "D") for (_, w), s in zip(windows, starts, strict=True)]
         ax.barh([n for n, _ in windows], widths, left=starts, height=0.6, color=colour, label=name)
-    ax.set(title=title, ylabel="fold", yticks=[f.number for f in folds])
+    ax.set_title(title, loc="left")
+    ax.set(ylabel="fold", yticks=[f.number for f in folds])
     ax.invert_yaxis()
-    ax.legend(ncols=3, loc="lower left", fontsize=8)
+    ax.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, frameon=False, borderaxespad=0)
     return fig
 
 # %% ../../nbs/models/01_splits.ipynb #fc54da7f

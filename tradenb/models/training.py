@@ -40,6 +40,7 @@ class TrainingConfig:
     price: str = "close"  # auction that the label buys and sells in
     rounds: int = 400  # trees at most
     early_stopping: int = 40  # stop after so many trees without progress on the validation window
+    min_rounds: int = 20  # trees at least, whatever the validation window says
     learning_rate: float = 0.05
     num_leaves: int = 63
     min_data_in_leaf: int = 100
@@ -122,7 +123,7 @@ def fit(
     target: NDArray,  # (symbols, sessions) rank_target of the labels
     fold: Fold,
     config: TrainingConfig,
-) -> lightgbm.Booster:  # its best_iteration is the number of trees that the validation window chose
+) -> lightgbm.Booster:  # its best_iteration is the number of trees that predict
     "Fit on the training window, stop on the validation window; raises `InputError` when either has no sample."
     import lightgbm
 
@@ -130,7 +131,13 @@ def fit(
     train = lightgbm.Dataset(x, y, feature_name=list(block.names))
     valid = lightgbm.Dataset(*_samples(block, target, fold.valid), reference=train)
     stop = lightgbm.early_stopping(config.early_stopping, verbose=False)
-    return lightgbm.train(config.booster_params(), train, config.rounds, valid_sets=[valid], callbacks=[stop])
+    grown = lightgbm.train(
+        config.booster_params(), train, config.rounds, valid_sets=[valid], callbacks=[stop], keep_training_booster=True
+    )
+    trees = max(grown.best_iteration, min(config.min_rounds, grown.current_iteration()))
+    booster = lightgbm.Booster(model_str=grown.model_to_string(num_iteration=trees))
+    booster.best_iteration = trees
+    return booster
 
 
 def _samples(block: FeatureBlock, target: NDArray, window: Window) -> tuple[NDArray, NDArray]:
@@ -155,7 +162,7 @@ def predict(
     "Predictions over the test window of a fold."
     mask = _within(block.traded, fold.test)
     values = {
-        "prediction": np.asarray(booster.predict(block.matrix(mask)), np.float64),
+        "prediction": np.asarray(booster.predict(block.matrix(mask), num_threads=1), np.float64),
         "label": returns[mask].astype(np.float64),
     }
     rows = block.keys(mask).with_columns(
@@ -183,7 +190,7 @@ def plot_importance(
     import matplotlib.pyplot as plt
 
     rows = table.head(top).reverse()
-    fig, ax = plt.subplots(figsize=(8, 3))
+    fig, ax = plt.subplots(figsize=(8, 3), layout="constrained")
     ax.barh(rows["feature"].to_list(), rows["gain"].to_numpy(), color="#4c78a8")
     ax.tick_params(axis="y", labelsize=7)
     ax.set(title="Feature importance", xlabel="share of the total gain")
