@@ -1186,6 +1186,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'tradenb.market.quality._sound': ('market/quality.html#_sound', 'tradenb/market/quality.py'),
                                         'tradenb.market.quality._table': ('market/quality.html#_table', 'tradenb/market/quality.py'),
                                         'tradenb.market.quality._validate': ('market/quality.html#_validate', 'tradenb/market/quality.py'),
+                                        'tradenb.market.quality.count_copies': ( 'market/quality.html#count_copies',
+                                                                                 'tradenb/market/quality.py'),
                                         'tradenb.market.quality.count_missed': ( 'market/quality.html#count_missed',
                                                                                  'tradenb/market/quality.py'),
                                         'tradenb.market.quality.explained_moves': ( 'market/quality.html#explained_moves',

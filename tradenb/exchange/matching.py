@@ -171,14 +171,14 @@ AUCTION_PHASE = {TimeInForce.OPG: Phase.OPEN, TimeInForce.CLS: Phase.CLOSE}
 def takes_part(
     order: Order,
     phase: Phase,
-    opened_at: datetime,  # the session's open; orders submitted later miss the day's range
+    opened_at: datetime,  # the session's open; orders submitted later miss its print and the day's range
 ) -> bool:
     "Whether an open order is looked at in this phase."
     if order.time_in_force in AUCTION_PHASE:
         return phase is AUCTION_PHASE[order.time_in_force]
-    if order.time_in_force in (TimeInForce.IOC, TimeInForce.FOK):
-        return phase is not Phase.DAY
-    return phase is not Phase.DAY or order.submitted_at < opened_at
+    if phase is Phase.DAY and order.time_in_force in (TimeInForce.IOC, TimeInForce.FOK):
+        return False
+    return phase is Phase.CLOSE or order.submitted_at < opened_at
 
 
 def reference_price(order: Order, phase: Phase, bar: Bar) -> Decimal | None:
