@@ -1113,6 +1113,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'tradenb.market.etl.Plan': ('market/etl.html#plan', 'tradenb/market/etl.py'),
                                     'tradenb.market.etl.Plan.symbols': ('market/etl.html#plan.symbols', 'tradenb/market/etl.py'),
                                     'tradenb.market.etl._adjusted': ('market/etl.html#_adjusted', 'tradenb/market/etl.py'),
+                                    'tradenb.market.etl._after': ('market/etl.html#_after', 'tradenb/market/etl.py'),
                                     'tradenb.market.etl._all_actions': ('market/etl.html#_all_actions', 'tradenb/market/etl.py'),
                                     'tradenb.market.etl._check_day': ('market/etl.html#_check_day', 'tradenb/market/etl.py'),
                                     'tradenb.market.etl._ended': ('market/etl.html#_ended', 'tradenb/market/etl.py'),

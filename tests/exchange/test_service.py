@@ -303,7 +303,7 @@ GOOD = {"symbol": "ACME", "side": "buy", "type": "market", "time_in_force": "day
 def test_no_body_makes_the_server_fail(serve):
     http = serve().http
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(st.dictionaries(st.sampled_from(FIELDS), anything, max_size=5), st.booleans(), anything)
     def attack(changes, trade, to):
         body = json.dumps(GOOD | changes if trade else {"to": to})
