@@ -9,7 +9,7 @@ __all__ = ['REVISION_SESSIONS', 'CONTENT', 'GATE', 'RAW', 'Plan', 'plan', 'lates
 # %% ../../nbs/market/08_etl.ipynb #cd7b353d
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 import polars as pl
 
@@ -115,7 +115,7 @@ GATE = "gate"  # The name under which the gate releases
 def quarantine_rows(
     gate: GateResult,
     known: pl.DataFrame,  # quarantine, as it stands
-    now: object,  # datetime, aware
+    now: datetime,  # Aware
 ) -> pl.DataFrame:  # quarantine rows to merge
     "What the gate's verdict changes in the quarantine."
     key = list(TABLES["quarantine"].key)
@@ -340,12 +340,19 @@ def _store_raw(
     )
     early = pl.col("date") > todo.end
     mine = delivered.filter(~early.fill_null(False))
-    added = news(mine, latest_delivery(_known(lake, "raw_bars", around)))
-    lake.append("raw_bars", added.with_columns(pl.lit(clock.now()).alias("ingested_at")))
+    stored = _known(lake, "raw_bars", around)
+    added = news(mine, latest_delivery(stored))
+    lake.append("raw_bars", added.with_columns(pl.lit(_after(stored, clock.now())).alias("ingested_at")))
     raw = latest_delivery(lake.read("raw_bars", start=around, end=todo.end))
     rows = raw.join(mine, on=["symbol", "date"], how="semi", nulls_equal=True)
     future = delivered.filter(early).with_columns(pl.lit(None, pl.Datetime("us", "UTC")).alias("ingested_at"))
     return pl.concat([rows, future.select(rows.columns)]), raw, len(added)
+
+
+def _after(stored: pl.DataFrame, now: datetime) -> datetime:
+    "Now, but later than every delivery before: a simulated clock may stand still between two."
+    last = stored["ingested_at"].max()
+    return max(now, last + timedelta(microseconds=1)) if isinstance(last, datetime) else now
 
 
 def _new_days(good: pl.DataFrame, todo: Plan) -> list[date]:

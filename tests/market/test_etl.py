@@ -1,0 +1,327 @@
+"A day's ETL can be repeated, killed and corrected, reads nothing of the future, and touches no more than it must."
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tradenb.core.calendar import next_session, previous_session, sessions, shift
+from tradenb.core.clock import SimulatedClock, new_york
+from tradenb.core.errors import FreshnessError, InputError, QualityError, SourceError
+from tradenb.core.settings import Settings
+from tradenb.market.etl import EtlReport, run_etl
+from tradenb.market.lake import TABLES, Lake
+from tradenb.market.quality import release, sample_bars
+
+DAYS = sessions(date(2023, 10, 2), date(2024, 3, 28))
+BARS = sample_bars(DAYS, symbols=12, seed=11)
+NO_ACTIONS = pl.DataFrame(schema=TABLES["corporate_actions"].schema)
+LAST = DAYS[-1]
+
+
+@dataclass
+class Vendor:
+    "A source of rows in memory that remembers what it was asked for."
+
+    rows: pl.DataFrame = field(default_factory=lambda: BARS)
+    events: pl.DataFrame = field(default_factory=lambda: NO_ACTIONS)
+    asked: list[tuple[date, date, int]] = field(default_factory=list)
+    name: str = "vendor"
+    first_date: date = DAYS[0]
+    last_date: date = LAST
+
+    def symbols(self) -> list[str]:
+        return sorted(self.rows["symbol"].unique())
+
+    def bars(self, start: date, end: date, symbols: Sequence[str] | None = None) -> pl.DataFrame:
+        self.asked.append((start, end, len(symbols or ())))
+        return self.rows.filter(pl.col("date").is_between(start, end), pl.col("symbol").is_in(list(symbols or ())))
+
+    def actions(self, start: date, end: date, symbols: Sequence[str] | None = None) -> pl.DataFrame:
+        return self.events.filter(pl.col("ex_date").is_between(start, end))
+
+    def universe(self, as_of: date | None = None) -> pl.DataFrame:
+        first = (
+            self.rows.filter(pl.col("date") <= (as_of or LAST))
+            .group_by("symbol")
+            .agg(pl.col("date").min().alias("start"))
+        )
+        return first.select(
+            pl.lit("all").alias("universe"),
+            "symbol",
+            "start",
+            pl.lit(None, pl.Date).alias("end"),
+            pl.lit(None, pl.String).alias("sector"),
+            pl.lit(True).alias("has_history"),
+        )
+
+    assets = truth = None
+
+
+@pytest.fixture
+def etl(make_settings: Callable[..., Settings]) -> Callable[..., EtlReport]:
+    def run(vendor: Vendor, lake: Lake, as_of: date, **overrides: object) -> EtlReport:
+        clock = SimulatedClock(new_york(next_session(as_of), 9))
+        return run_etl(make_settings(**overrides), vendor, lake, as_of, clock)  # type: ignore[arg-type]
+
+    return run
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(tmp_path / "lake")
+
+
+def at(symbol: str, day: date) -> pl.Expr:
+    return (pl.col("symbol") == symbol) & (pl.col("date") == day)
+
+
+def scaled(rows: pl.DataFrame, where: pl.Expr, by: float) -> pl.DataFrame:
+    return rows.with_columns(
+        pl.when(where).then(pl.col(p) * by).otherwise(pl.col(p)).alias(p) for p in ("open", "high", "low", "close")
+    )
+
+
+def dividend(symbol: str, day: date, cash: float = 0.5) -> pl.DataFrame:
+    return pl.DataFrame(
+        [{"symbol": symbol, "ex_date": day, "kind": "dividend", "ratio": 1.0, "cash": cash}], schema=NO_ACTIONS.schema
+    )
+
+
+def test_a_repeated_day_changes_no_version_of_any_table(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    vendor = Vendor(scaled(BARS, at("S003", DAYS[50]), 10), dividend("S005", DAYS[60]))
+    first = etl(vendor, lake, LAST)
+    assert first.changed
+    again = etl(vendor, lake, LAST)
+    assert (again.changed, again.vintage, again.sessions) == (False, first.vintage, ())
+
+
+def test_day_by_day_ends_with_the_same_tables_as_all_at_once(etl: Callable[..., EtlReport], tmp_path: Path) -> None:
+    rows = scaled(BARS, at("S003", DAYS[-6]), 10)
+    rows = scaled(rows, (pl.col("symbol") == "S007") & (pl.col("date") >= DAYS[-4]), 0.5)
+    rows = rows.filter(~at("S002", DAYS[-5]))
+    frozen = rows.filter(at("S009", DAYS[-14])).row(0, named=True)
+    stuck = (pl.col("symbol") == "S009") & (pl.col("date") > DAYS[-14])
+    rows = rows.with_columns(
+        pl.when(stuck).then(frozen[p]).otherwise(pl.col(p)).alias(p) for p in ("open", "high", "low", "close")
+    )
+    vendor = Vendor(rows, pl.concat([dividend("S005", DAYS[-3]), dividend("S002", DAYS[-5]), dividend("S001", LAST)]))
+    daily, whole = Lake(tmp_path / "daily"), Lake(tmp_path / "whole")
+    for day in DAYS[-16:]:
+        etl(vendor, daily, day, **{"market.max_bad_share": 0.2})
+    etl(vendor, whole, LAST)
+    assert daily.read("bars").equals(whole.read("bars"))
+    assert daily.read("corporate_actions").equals(whole.read("corporate_actions"))
+    open_cases = [
+        lake.read("quarantine").filter(pl.col("released_at").is_null()).select("symbol", "date", "check")
+        for lake in (daily, whole)
+    ]
+    assert open_cases[0].equals(open_cases[1])
+    waited = daily.read("quarantine").filter(pl.col("released_by") == "gate").select("symbol", "date", "check").rows()
+    assert waited == [("S007", DAYS[-4], "move")]
+
+
+def test_nothing_after_the_as_of_day_is_asked_for_read_or_kept(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    vendor = Vendor(events=pl.concat([dividend("S005", DAYS[-10]), dividend("S006", DAYS[-9])]))
+    etl(vendor, lake, DAYS[-11])
+    assert max(end for _, end, _ in vendor.asked) == DAYS[-11]
+    for table in ("raw_bars", "bars", "quarantine"):
+        assert lake.read(table, start=DAYS[-10]).is_empty()
+    assert lake.read("corporate_actions")["ex_date"].to_list() == [
+        DAYS[-10]
+    ]  # the next session's is known, no later one
+    assert lake.read("bars", symbols=["S005"])["total_return_factor"].unique().to_list() == [
+        1.0
+    ]  # … and not yet effective
+    etl(vendor, lake, DAYS[-10])
+    assert lake.read("bars", symbols=["S005"])["total_return_factor"][0] < 1.0
+
+
+class Talkative(Vendor):
+    "Delivers more than was asked for."
+
+    def bars(self, start: date, end: date, symbols: Sequence[str] | None = None) -> pl.DataFrame:
+        return super().bars(start, next_session(end), symbols)
+
+
+def test_a_row_of_tomorrow_is_set_aside_and_never_among_the_bars(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    report = etl(Talkative(), lake, DAYS[-5])
+    assert lake.read("bars")["date"].max() == DAYS[-5]
+    assert lake.read("raw_bars")["date"].max() == DAYS[-5]
+    assert report.quarantined.select("date", "check").unique().rows() == [(DAYS[-4], "future")]
+
+
+def test_a_later_day_asks_for_a_few_sessions_and_not_for_the_history(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    vendor = Vendor()
+    etl(vendor, lake, DAYS[-2])
+    report = etl(vendor, lake, LAST)
+    assert vendor.asked == [(DAYS[0], DAYS[-2], 12), (shift(DAYS[-2], -9), LAST, 12)]
+    assert report.sessions == (LAST,)
+    assert (report.counts["news"], report.counts["inserted"], report.counts["rewritten"]) == (12, 12, 0)
+
+
+def test_a_late_correction_is_merged_and_both_versions_stay_readable(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    before = etl(Vendor(events=dividend("S005", LAST)), lake, LAST)
+    report = etl(Vendor(scaled(BARS, at("S005", DAYS[-2]), 1.01), dividend("S005", LAST)), lake, LAST)
+    assert (report.counts["news"], report.counts["revised"]) == (1, 1)
+    was, now = lake.at(before.vintage).read("bars", symbols=["S005"]), lake.read("bars", symbols=["S005"])
+    assert now["close"][-2] == pytest.approx(was["close"][-2] * 1.01)
+    assert now["adj_close"][0] != was["adj_close"][0]  # the dividend is measured on the corrected close
+    assert len(lake.read("raw_bars", symbols=["S005"])) == len(DAYS) + 1
+    others = [f.filter(pl.col("symbol") != "S005") for f in (lake.at(before.vintage).read("bars"), lake.read("bars"))]
+    assert others[0].equals(others[1])
+
+
+def test_a_correction_that_is_taken_back_is_followed_twice(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    first = etl(Vendor(), lake, LAST)
+    etl(Vendor(scaled(BARS, at("S005", DAYS[-2]), 1.01)), lake, LAST)
+    etl(Vendor(), lake, LAST)
+    assert lake.read("bars").equals(lake.at(first.vintage).read("bars"))
+    assert len(lake.read("raw_bars", symbols=["S005"])) == len(DAYS) + 2
+
+
+def test_a_corporate_action_heard_of_late_rewrites_that_symbol_alone(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    etl(Vendor(), lake, LAST)
+    report = etl(Vendor(events=dividend("S005", DAYS[40])), lake, LAST)
+    assert report.counts["rewritten"] == 40
+    assert lake.read("bars", symbols=["S005"])["total_return_factor"][0] < 1.0
+
+
+def test_a_symbol_that_is_new_brings_its_history(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    etl(Vendor(), lake, DAYS[-2], **{"market.symbols": "S001,S002"})
+    assert lake.read("bars")["symbol"].unique().sort().to_list() == ["S001", "S002"]
+    etl(Vendor(), lake, LAST, **{"market.symbols": "S001,S002,S003"})
+    assert len(lake.read("bars", symbols=["S003"])) == len(DAYS)
+
+
+def test_too_many_bad_rows_leave_the_last_good_bars_and_keep_what_was_delivered(
+    etl: Callable[..., EtlReport], lake: Lake
+) -> None:
+    good = etl(Vendor(), lake, DAYS[-2])
+    with pytest.raises(QualityError, match="max_bad_share"):
+        etl(
+            Vendor(BARS.with_columns(pl.when(pl.col("date") == LAST).then(-1).otherwise("volume").alias("volume"))),
+            lake,
+            LAST,
+        )
+    assert lake.vintage() == good.vintage | {"raw_bars": good.vintage["raw_bars"] + 1}
+    assert etl(Vendor(), lake, LAST).sessions == (LAST,)
+
+
+def test_a_feed_that_is_late_stops_with_the_symbols_that_lack(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    etl(Vendor(), lake, DAYS[-2])
+    with pytest.raises(FreshnessError, match=f"newest bar is of {DAYS[-2]}"):
+        etl(Vendor(BARS.filter(pl.col("date") < LAST)), lake, LAST)
+    missing = (pl.col("date") == LAST) & (pl.col("symbol") < "S004")
+    with pytest.raises(FreshnessError, match="4 of 12 symbols"):
+        etl(Vendor(BARS.filter(~missing)), lake, LAST)
+    assert lake.read("bars")["date"].max() == DAYS[-2]
+
+
+def test_a_delisted_symbol_is_not_waited_for(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    gone = (pl.col("symbol") < "S004") & (pl.col("date") >= DAYS[-3])
+    names = sorted(s for s in BARS["symbol"].unique() if s < "S004")
+    events = pl.concat([dividend(s, DAYS[-3]).with_columns(pl.lit("delisting").alias("kind")) for s in names])
+    report = etl(Vendor(BARS.filter(~gone), events), lake, LAST)
+    assert len(report.freshness.stale) == 0
+
+
+def test_a_released_row_comes_in_with_the_next_run_and_stays(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    vendor = Vendor(scaled(BARS, at("S003", DAYS[40]), 10))
+    etl(vendor, lake, DAYS[-2])
+    assert lake.read("bars").filter(at("S003", DAYS[40])).is_empty()
+    release(lake, "S003", DAYS[40], "ada", new_york(LAST, 8))
+    etl(vendor, lake, DAYS[-2])
+    etl(vendor, lake, LAST)
+    assert len(lake.read("bars").filter(at("S003", DAYS[40]))) == 1
+    assert not etl(vendor, lake, LAST).changed
+
+
+def test_an_earlier_day_than_the_lake_reaches_changes_nothing(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    vendor = Vendor()
+    done = etl(vendor, lake, LAST)
+    report = etl(vendor, lake, DAYS[-9])
+    assert (report.changed, report.vintage, len(vendor.asked)) == (False, done.vintage, 1)
+    assert report.freshness.newest == DAYS[-9]
+
+
+@pytest.mark.parametrize(
+    ("as_of", "overrides", "error", "says"),
+    [
+        (date(2024, 3, 29), {}, InputError, "holiday"),
+        (date(2024, 3, 23), {}, InputError, "Saturday"),
+        (LAST, {"market.symbols": "S001,APPL"}, InputError, "APPL"),
+        (previous_session(DAYS[0]), {}, SourceError, "begins on"),
+    ],
+)
+def test_what_cannot_be_taken_in_is_refused(
+    etl: Callable[..., EtlReport], lake: Lake, as_of: date, overrides: dict, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        etl(Vendor(), lake, as_of, **overrides)
+    assert lake.vintage() == {}
+
+
+def test_a_session_that_is_not_over_cannot_be_taken_in(make_settings: Callable[..., Settings], lake: Lake) -> None:
+    noon = SimulatedClock(new_york(LAST, 12))
+    with pytest.raises(InputError, match="not complete"):
+        run_etl(make_settings(), Vendor(), lake, LAST, noon)  # type: ignore[arg-type]
+
+
+def test_a_universe_without_history_is_warned_of(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    class Survivors(Vendor):
+        def universe(self, as_of: date | None = None) -> pl.DataFrame:
+            return super().universe(as_of).with_columns(pl.lit(False).alias("has_history"))
+
+    assert any("Survivorship" in text for text in etl(Survivors(), lake, LAST).warnings)
+
+
+KILLED = """
+import sys
+from datetime import date
+from tradenb.core.calendar import next_session
+from tradenb.core.clock import SimulatedClock, new_york
+from tradenb.core.settings import load
+from tradenb.market.etl import run_etl
+from tradenb.market.lake import Lake
+from tradenb.market.sources import open_source
+settings = load({"core.root": sys.argv[1], "demo.symbols": 20, "demo.years": 1}, env={})
+day = date.fromisoformat(sys.argv[2])
+source = open_source(settings)
+source.market(day)
+import great_expectations
+print("ready", flush=True)
+run_etl(settings, source, Lake(settings.root / "lake"), day, SimulatedClock(new_york(next_session(day), 9)))
+"""
+
+
+def test_a_killed_run_is_finished_by_the_next_one(tmp_path: Path) -> None:
+    def start(root: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(root), "2018-11-29"],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+
+    whole_run, run = start(tmp_path / "whole"), start(tmp_path / "killed")
+    assert run.stdout is not None
+    assert run.stdout.readline() == "ready\n"
+    while not (tmp_path / "killed" / "lake" / "raw_bars" / "_delta_log").exists():
+        time.sleep(0.005)
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait() != 0
+    assert not Lake(tmp_path / "killed" / "lake").exists("bars")
+    assert [start(tmp_path / "killed").wait(), whole_run.wait()] == [0, 0]
+    killed, whole = Lake(tmp_path / "killed" / "lake"), Lake(tmp_path / "whole" / "lake")
+    for table in TABLES:
+        stamps = [name for name in ("ingested_at", "found_at") if name in TABLES[table].schema]
+        assert killed.read(table).drop(stamps).equals(whole.read(table).drop(stamps)), table
