@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tradenb.core.calendar import sessions
 from tradenb.core.clock import new_york
 from tradenb.core.errors import InputError, QualityError
+from tradenb.market.demo import simulate
 from tradenb.market.lake import TABLES, Lake
 from tradenb.market.quality import GateResult, Limits, release, run_gate, sample_bars
 
@@ -260,3 +261,13 @@ def test_a_release_is_recorded_and_must_name_one_row(tmp_path: Path) -> None:
     assert kept.select("close", "released_by", "released_at").rows() == [(right, "ada", now)]
     freed = gate(pl.concat([CLEAN, scaled(1.001).filter(HIT)]), released=released)
     assert freed.good.filter(HIT)["close"].to_list() == [right]
+
+
+def test_every_bad_row_planted_in_the_simulated_market_is_found_and_nothing_else() -> None:
+    market = simulate(60, date(2018, 1, 2), date(2020, 6, 30), seed=3, bad_rows=400)
+    result = run_gate(market.delivered, date(2020, 6, 30), market.actions, Limits())
+    planted = market.planted.filter(pl.col("check") != "gap")
+    assert set(verdicts(result)) == set(planted.rows())
+    assert len(planted) > 100
+    gaps = market.planted.filter(pl.col("check") == "gap")
+    assert result.reported["check"].to_list() == ["gap"] * len(gaps)
