@@ -298,10 +298,10 @@ def _tune_sqlite(engine: Engine) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Any) -> None:
-        connection.exec_driver_sql(
-            "BEGIN" if connection.get_execution_options().get("read_only") else "BEGIN IMMEDIATE"
-        )
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
 
+    writer = engine.execution_options(writes=True)  # the same pool
+    setattr(engine, "begin", writer.begin)  # noqa: B010 — a method of this one engine
     return engine
 
 

@@ -7,11 +7,10 @@ __all__ = ['LISTENER', 'Run', 'run_folder', 'start_run', 'settings_text', 'open_
            'heard_by']
 
 # %% ../../nbs/trading/08_run.ipynb #ebdeba98
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import date
@@ -22,15 +21,15 @@ from typing import Any
 from sqlalchemy import Engine, Row
 
 from ..core.calendar import next_session, previous_session
-from ..core.clock import Clock
+from ..core.clock import Clock, SystemClock
 from ..core.db import connect, migrate
-from ..core.errors import DependencyError, InputError
+from ..core.errors import InputError
 from ..core.settings import Settings, load
 from ..market.lake import Lake
 from . import records
 from .clients import ExecutionClient, OrchestratorClient, SignalsClient
 from .service import RunRequest, database_url, run_spec, secret
-from .services import clock_for
+from .services import clock_for, locked
 
 # %% ../../nbs/trading/08_run.ipynb #d68ea691
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def start_run(
     "Begin or resume the run of `trade_date`."
     engine = migrate(connect(database_url(settings)))
     spec = run_spec(settings, RunRequest(trade_date=trade_date))
-    row = records.begin(engine, spec, clock_for(settings, trade_date))
+    row = records.begin(engine, spec, SystemClock())
     folder = run_folder(settings.root, trade_date, row.run_id)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "settings.json", settings_text(settings))
@@ -143,16 +142,9 @@ def default_trade_date(
     return next_session(last.trade_date) if last else first()
 
 # %% ../../nbs/trading/08_run.ipynb #2943196d
-@contextmanager
-def alone(root: Path) -> Iterator[None]:
+def alone(root: Path) -> AbstractContextManager[None]:
     "Hold the run lock of this data root; `DependencyError` when another process has it."
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "run.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DependencyError(f"another run is using {root}: wait for it to end") from error
-        yield
+    return locked(root / "run.lock", f"another run is using {root}: wait for it to end")
 
 # %% ../../nbs/trading/08_run.ipynb #8bc963db
 LISTENER: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, Row
 
 from ..core import web
 from ..core.calendar import previous_session, require_session
-from ..core.clock import Clock
+from ..core.clock import Clock, SystemClock
 from ..core.db import connect, default_url, migrate
 from ..core.errors import DependencyError, RunFailed, one_line
 from ..core.logs import current_trace_id, get_logger, new_trace_id
@@ -147,7 +147,7 @@ def plan_run(desk: Desk, row: Row[Any]) -> list[Leg]:
 # %% ../../nbs/trading/04_service.ipynb #47207547
 def run_day(desk: Desk, request: RunRequest) -> RunAnswer:
     "Plan once, send the plan, answer with every mapping."
-    row = records.begin(desk.engine, run_spec(desk.settings, request), desk.clock)
+    row = records.begin(desk.engine, run_spec(desk.settings, request), SystemClock())
     if row.status in records.DONE:
         return answer_of(desk, row.run_id)
     plan = read_plan(desk.engine, row.run_id) or plan_run(desk, row)

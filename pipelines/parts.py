@@ -1,0 +1,157 @@
+"""The parts of a day by themselves: what `tradenb etl`, `train`, `signals`, `serve` and `runs` do."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import date
+from typing import Any
+
+import polars as pl
+
+from tradenb.core.clock import SystemClock
+from tradenb.core.db import connect, migrate
+from tradenb.core.errors import ConfigError, LakeError
+from tradenb.core.settings import Settings, variable
+from tradenb.core.web import Server, serve_forever
+from tradenb.market.etl import EtlReport, run_etl
+from tradenb.market.lake import Lake
+from tradenb.trading import records
+from tradenb.trading.run import alone
+from tradenb.trading.service import database_url
+from tradenb.trading.services import APPS, exchange_to_itself, provide_feed
+
+
+def take_in(settings: Settings, as_of: date) -> EtlReport:
+    "The ETL of a run, without one."
+    from tradenb.core.calendar import next_session
+    from tradenb.market.sources import open_source
+    from tradenb.trading.services import clock_for
+
+    with alone(settings.root):
+        clock = clock_for(settings, next_session(as_of))
+        return run_etl(settings, open_source(settings), Lake(settings.root / "lake"), as_of, clock)
+
+
+def newest_session(lake: Lake) -> date:
+    "The last session in the lake; `LakeError` when it has none."
+    newest = lake.sql("select max(date) as day from bars").item() if lake.exists("bars") else None
+    if newest is None:
+        raise LakeError(f"the lake below {lake.root} has no bars: run `tradenb etl` first")
+    return newest
+
+
+def train_now(settings: Settings, as_of: date | None, why: str) -> tuple[Any, dict[str, float]]:
+    "Train on the lake, register and activate; the champion and its out-of-sample metrics."
+    from tradenb.models.registry import ModelCard
+    from tradenb.trading.stages import registry_of, train_model
+
+    with alone(settings.root):
+        lake, engine = Lake(settings.root / "lake"), migrate(connect(database_url(settings)))
+        day, vintage = as_of or newest_session(lake), lake.vintage()
+        result = train_model(settings, lake.at(vintage), day, settings.market.symbols)
+        registry = registry_of(settings, engine)
+        version = registry.log_and_register(result, ModelCard(vintage, settings.hash, records.code_version()))
+        return registry.activate(version, who="tradenb train", why=why), result.metrics
+
+
+def signals_now(settings: Settings, as_of: date | None) -> tuple[pl.DataFrame, dict[str, Any]]:
+    "The champion's signals for a session, by the service itself within this process."
+    from tradenb.core.web import serving
+    from tradenb.signals.service import create_app
+    from tradenb.trading.clients import SignalsClient
+
+    day, book = as_of or newest_session(Lake(settings.root / "lake")), settings.portfolio
+    with serving(create_app(settings, SystemClock())) as url:
+        answer = SignalsClient(url).generate(day, list(settings.market.symbols) or None, book.top_n, book.bottom_n)
+    return pl.DataFrame(answer["signals"], infer_schema_length=None).sort("rank"), answer["metadata"]
+
+
+def require_keys(settings: Settings) -> None:
+    "Long-running services are reached by other processes, so their keys must be known to both."
+    needed = {("services", "api_key"): settings.services.api_key}
+    if settings.execution.broker == "exchange":
+        needed[("execution", "broker_key_id")] = settings.execution.broker_key_id
+        needed[("execution", "broker_secret")] = settings.execution.broker_secret
+    if missing := [variable(*name) for name, value in needed.items() if value is None]:
+        raise ConfigError(f"services want keys: set {', '.join(missing)} in the environment or in .env")
+
+
+def serve_one(
+    settings: Settings, name: str, port: int | None, through: date | None, say: Callable[[str], None]
+) -> None:
+    "Serve one service in the foreground until interrupted."
+    require_keys(settings)
+    with ExitStack() as stack:
+        if name == "exchange":
+            stack.enter_context(exchange_to_itself(settings.root))
+            feed(settings, through)
+        port = port or getattr(settings.services, f"{name}_port")
+        say(f"{name} on http://{settings.services.host}:{port}")
+        serve_forever(APPS[name](settings, SystemClock()), settings.services.host, port)
+
+
+def serve_all(settings: Settings, through: date | None, say: Callable[[str], None]) -> None:
+    "Serve every service on its port until interrupted."
+    require_keys(settings)
+    with ExitStack() as stack:
+        if settings.execution.broker == "exchange":
+            stack.enter_context(exchange_to_itself(settings.root))
+            feed(settings, through)
+        for name, make_app in APPS.items():
+            if name == "exchange" and settings.execution.broker != "exchange":
+                continue
+            port = getattr(settings.services, f"{name}_port")
+            settings = with_address(settings, name, f"http://{settings.services.host}:{port}")
+            server = Server(make_app(settings, SystemClock()), settings.services.host, port).start()
+            stack.callback(server.stop)
+            say(f"{name:<14}{server.url}")
+        wait_for_signal()
+
+
+def with_address(settings: Settings, name: str, url: str) -> Settings:
+    "Settings in which the service `name` has an address."
+    return settings.model_copy(update={"services": settings.services.model_copy(update={f"{name}_url": url})})
+
+
+def wait_for_signal() -> None:
+    "Return on Ctrl-C or on a request to terminate."
+    import signal
+    import threading
+
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
+    over.wait()
+
+
+def feed(settings: Settings, through: date | None) -> None:
+    "The exchange's feed, up to `through` or the source's newest session."
+    from tradenb.market.sources import open_source
+
+    provide_feed(settings, through or open_source(settings).last_date)
+
+
+def list_runs(settings: Settings, limit: int) -> pl.DataFrame:
+    "The newest runs with their headline figures."
+    engine = migrate(connect(database_url(settings)))
+    rows = [
+        dict(
+            run=row.run_id,
+            status=row.status,
+            model=row.model_version,
+            orders=(row.summary or {}).get("orders"),
+            fills=(row.summary or {}).get("fills"),
+            pnl=(row.summary or {}).get("pnl"),
+            equity=(row.summary or {}).get("equity"),
+            error=row.error,
+        )
+        for row in records.listing(engine, limit)
+    ]
+    engine.dispose()
+    text = ("run", "status", "model", "pnl", "equity", "error")
+    return pl.DataFrame(
+        rows,
+        schema={
+            name: pl.String if name in text else pl.Int64
+            for name in ("run", "status", "model", "orders", "fills", "pnl", "equity", "error")
+        },
+    )
