@@ -1,0 +1,207 @@
+"Orders in and out: at most once, whatever happens in between."
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from tradenb.core.clock import new_york, sleep
+from tradenb.core.errors import BrokerUnavailable, InputError, OrderConflict, OrderInvalid
+from tradenb.execution.broker import Broker
+from tradenb.execution.gateway import Gateway
+from tradenb.execution.ledger import Ledger
+from tradenb.execution.orders import WORKING, OrderIntent, OrderStatus, OrderType, Side, TimeInForce
+
+Make = Callable[..., OrderIntent]
+DAY = date(2017, 6, 1)
+
+
+def kinds(gateway: Gateway, intent: OrderIntent) -> list[str]:
+    return [event.kind for event in gateway.ledger.events(intent.client_order_id)]
+
+
+def test_an_order_is_sent_once_however_often_it_is_asked_for(gateway: Gateway, intent: Make) -> None:
+    results = [gateway.submit(intent()) for _ in range(3)]
+    assert [created for _, created in results] == [True, False, False]
+    assert len(gateway.broker.orders()) == 1
+    assert kinds(gateway, intent()) == ["intent", "confirmed", "confirmed"]
+
+
+def test_asked_for_by_many_at_once_it_is_sent_once(
+    ledger: Ledger, wire: Any, wire_broker: Broker, intent: Make
+) -> None:
+    gateway, created = Gateway(ledger, wire_broker), []
+    threads = [threading.Thread(target=lambda: created.append(gateway.submit(intent())[1])) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(created) == [False] * 7 + [True]
+    assert (wire.posts, wire.duplicates) == (1, 0)
+
+
+def test_the_intent_is_durable_before_the_broker_hears_of_it(ledger: Ledger, intent: Make) -> None:
+    seen = []
+
+    class Watching(Broker):
+        def placed(self, order: Any) -> Any:
+            seen.append(ledger.order(order.client_order_id).status)  # type: ignore[union-attr]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Gateway(ledger, Watching(None, "nowhere")).submit(intent())
+    assert seen == [OrderStatus.PENDING_NEW]
+    assert ledger.order(intent().client_order_id).status is OrderStatus.PENDING_NEW  # type: ignore[union-attr]
+
+
+def test_killed_before_sending_the_repeat_sends_and_killed_after_it_finds(gateway: Gateway, intent: Make) -> None:
+    before, after = intent("S01"), intent("S02")
+    for wanted in (before, after):
+        gateway.ledger.record_intent(wanted)
+    gateway.broker.submit(gateway.stored(after.client_order_id))
+    assert sorted(o.status in WORKING for o in gateway.resolve_all()) == [False, True]
+    for wanted in (before, after):
+        order, created = gateway.submit(wanted)
+        assert not created
+        assert order.status in WORKING
+    assert len(gateway.broker.orders()) == 2
+
+
+def test_a_dead_broker_leaves_unknown_orders_and_its_return_settles_them(
+    ledger: Ledger, market: Any, intent: Make
+) -> None:
+    port = market.down()
+    gateway = Gateway(ledger, market.broker(attempts=2))
+    with pytest.raises(BrokerUnavailable, match="outcome unknown") as caught:
+        gateway.submit(intent())
+    assert "\n" not in str(caught.value)
+    with pytest.raises(BrokerUnavailable):
+        gateway.submit(intent())
+    assert [o.status for o in ledger.orders()] == [OrderStatus.UNKNOWN]
+    assert gateway.resolve_all() == []
+    market.up(port)
+    assert [o.status for o in gateway.resolve_all()] == [OrderStatus.PENDING_NEW]
+    assert gateway.submit(intent())[0].status in WORKING
+    assert kinds(gateway, intent()).count("intent") == 1
+
+
+def test_an_order_of_a_session_that_is_over_is_never_sent(gateway: Gateway, market: Any, intent: Make) -> None:
+    gateway.ledger.record_intent(intent())
+    market.step(new_york(date(2017, 6, 2), 9))
+    order, _ = gateway.submit(intent())
+    assert order.status is OrderStatus.EXPIRED
+    assert "never received" in (order.reason or "")
+    assert gateway.broker.orders() == {}
+
+
+def test_what_the_broker_refuses_is_rejected_and_stays_so(gateway: Gateway, intent: Make) -> None:
+    order, _ = gateway.submit(intent(qty=900_000_000))
+    assert order.status is OrderStatus.REJECTED
+    assert "40310000" in (order.reason or "")
+    assert gateway.submit(intent(qty=900_000_000))[0] == order
+
+
+def test_nothing_invalid_is_stored(gateway: Gateway, intent: Make) -> None:
+    for wrong in (intent(qty="0.5"), intent(trade_date=date(2017, 6, 3)), intent("a b")):
+        with pytest.raises(OrderInvalid):
+            gateway.submit(wrong)
+    assert gateway.ledger.orders() == []
+
+
+def test_a_dry_run_goes_the_whole_way_but_for_the_wire(ledger: Ledger, market: Any, intent: Make) -> None:
+    rehearsal = Gateway(ledger, market.broker(), dry_run=True)
+    assert rehearsal.submit(intent())[0].status is OrderStatus.DRY_RUN
+    assert rehearsal.submit(intent())[1] is False
+    assert market.broker().orders() == {}
+    assert Gateway(ledger, market.broker()).submit(intent())[0].status is OrderStatus.DRY_RUN
+
+
+def test_canceling(gateway: Gateway, market: Any, intent: Make) -> None:
+    sent, never = intent("S01"), intent("S02")
+    gateway.submit(sent)
+    gateway.ledger.record_intent(never)
+    assert {gateway.cancel(o.client_order_id).status for o in (sent, never)} == {OrderStatus.CANCELED}
+    assert [o.status for o in gateway.broker.orders().values()] == ["canceled"]
+    with pytest.raises(OrderConflict, match="nothing left"):
+        gateway.cancel(sent.client_order_id)
+    with pytest.raises(InputError, match="no order"):
+        gateway.cancel("0" * 32)
+
+
+def test_an_order_that_was_filled_meanwhile_cannot_be_canceled(gateway: Gateway, market: Any, intent: Make) -> None:
+    gateway.submit(intent())
+    market.step(new_york(DAY, 18))
+    with pytest.raises(OrderConflict, match="cannot be canceled"):
+        gateway.cancel(intent().client_order_id)
+    assert gateway.stored(intent().client_order_id).status is OrderStatus.FILLED
+
+
+RUN = """
+import sys
+from datetime import date
+from decimal import Decimal
+from tradenb.core.clock import SimulatedClock, new_york
+from tradenb.core.db import connect
+from tradenb.execution.broker import Broker, alpaca_client
+from tradenb.execution.gateway import Gateway
+from tradenb.execution.ledger import Ledger
+from tradenb.execution.orders import OrderIntent, OrderType, Side, TimeInForce
+database, url = sys.argv[1:3]
+gateway = Gateway(Ledger(connect(database), SimulatedClock(new_york(date(2017, 6, 1), 9))), Broker(alpaca_client(url, "K", "S", 5), url))
+gateway.resolve_all()
+for n in range(30):
+    gateway.submit(OrderIntent("test", f"S{n:02}", Side.BUY, OrderType.MARKET, TimeInForce.CLS, date(2017, 6, 1), qty=Decimal(10)))
+    print(n, flush=True)
+"""
+
+
+def test_killed_in_the_middle_and_repeated_no_order_is_lost_or_doubled(
+    database_url: str, ledger: Ledger, market: Any
+) -> None:
+    command = [sys.executable, "-c", RUN, database_url, market.url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= 12:
+            break
+    sleep(0.003)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(ledger.orders()) < 30
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    at_broker = market.broker().orders()
+    assert len(at_broker) == 30
+    assert sorted(o.symbol for o in at_broker.values()) == [f"S{n:02}" for n in range(30)]
+    assert {o.client_order_id for o in ledger.orders()} == set(at_broker)
+    assert {o.status for o in ledger.orders()} <= WORKING
+    assert len({o.broker_order_id for o in ledger.orders()} - {None}) == 30
+
+
+def test_an_own_id_is_sent_as_it_is(gateway: Gateway, intent: Make) -> None:
+    order, _ = gateway.submit(intent(), client_order_id="by-hand.1", run_id="run-1")
+    assert (order.client_order_id, order.run_id) == ("by-hand.1", "run-1")
+    assert list(gateway.broker.orders()) == ["by-hand.1"]
+
+
+def test_every_type_of_order_reaches_the_exchange(gateway: Gateway, intent: Make) -> None:
+    day = {"time_in_force": TimeInForce.DAY}
+    wanted = [
+        intent("S05", "0.5", **day),
+        intent("S06", None, notional=Decimal("250.50"), **day),
+        intent("S07", type=OrderType.LIMIT, limit_price=Decimal("30.25"), **day),
+        intent("S08", type=OrderType.STOP, stop_price=Decimal("90.5"), **day),
+        intent(
+            "S09", type=OrderType.STOP_LIMIT, stop_price=Decimal("90.5"), limit_price=Decimal(91), side=Side.BUY, **day
+        ),
+        intent("S10", time_in_force=TimeInForce.OPG),
+        intent("S11", time_in_force=TimeInForce.GTC),
+    ]
+    statuses = [(o.symbol, o.status, o.reason) for o, _ in (gateway.submit(w) for w in wanted)]
+    assert [s for s in statuses if s[1] is OrderStatus.REJECTED] == []
