@@ -247,7 +247,8 @@ def insert_once(
 ) -> bool:  # whether it was new
     "Insert a row unless its key is there already"
     insert = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
-    return connection.execute(insert(table).values(**row).on_conflict_do_nothing()).rowcount == 1
+    query = insert(table).values(**row).on_conflict_do_nothing().returning(*table.primary_key)
+    return connection.execute(query).first() is not None
 
 # %% ../../nbs/execution/02_ledger.ipynb #d2c1f44c
 class Book:
