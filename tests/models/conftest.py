@@ -13,6 +13,7 @@ SMALL = TrainingConfig(
     rounds=20,
     early_stopping=10,
     num_leaves=7,
+    feature_fraction=0.8,
     min_data_in_leaf=20,
     threads=1,
     top_n=4,

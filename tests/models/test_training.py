@@ -14,7 +14,7 @@ from tradenb.features.labels import label
 from tradenb.features.panel import Panel, random_panel
 from tradenb.features.sets import compute, feature_set
 from tradenb.models.splits import Window
-from tradenb.models.training import TrainingConfig, rank_target, retrain_due, train, training_config
+from tradenb.models.training import rank_target, retrain_due, train, training_config
 
 from .conftest import SMALL
 
@@ -126,10 +126,6 @@ def test_the_recipe_comes_from_the_settings(make_settings):
     assert config.learning_rate == settings.training.learning_rate
     assert config == training_config(settings, warmup=60)
     assert set(config.params()) >= {"scheme", "train", "embargo", "seed", "num_leaves"}
-
-
-def test_defaults_of_the_recipe_are_the_committed_settings(make_settings):
-    assert training_config(make_settings(), warmup=0) == TrainingConfig()
 
 
 def test_a_model_is_due_when_it_is_old_or_missing():

@@ -27,6 +27,7 @@ RECIPE = TrainingConfig(
     WalkForward(train=120, valid=30, test=100, warmup=60),
     rounds=10,
     num_leaves=7,
+    feature_fraction=0.8,
     min_data_in_leaf=20,
     threads=1,
     top_n=3,

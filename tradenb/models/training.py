@@ -42,9 +42,9 @@ class TrainingConfig:
     early_stopping: int = 40  # stop after so many trees without progress on the validation window
     min_rounds: int = 20  # trees at least, whatever the validation window says
     learning_rate: float = 0.05
-    num_leaves: int = 63
-    min_data_in_leaf: int = 100
-    feature_fraction: float = 0.8
+    num_leaves: int = 8  # shallow: a daily edge is faint, deep trees learn the noise
+    min_data_in_leaf: int = 500
+    feature_fraction: float = 0.3
     bagging_fraction: float = 0.8
     lambda_l2: float = 10.0
     threads: int = 2
