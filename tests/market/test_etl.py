@@ -195,6 +195,19 @@ def test_a_corporate_action_heard_of_late_rewrites_that_symbol_alone(etl: Callab
     assert lake.read("bars", symbols=["S005"])["total_return_factor"][0] < 1.0
 
 
+@pytest.mark.parametrize("change", [{"market.convention": "ex_close"}, {"market.adjustment": "split"}])
+def test_other_settings_derive_every_symbol_again(
+    etl: Callable[..., EtlReport], tmp_path: Path, change: dict[str, str]
+) -> None:
+    vendor = Vendor(events=pl.concat([dividend("S005", DAYS[40]), dividend("S006", DAYS[50])]))
+    lake, fresh = Lake(tmp_path / "one"), Lake(tmp_path / "two")
+    etl(vendor, lake, DAYS[-2])
+    assert etl(vendor, lake, LAST).counts["rewritten"] == 0
+    etl(vendor, lake, LAST, **change)
+    etl(vendor, fresh, LAST, **change)
+    assert lake.read("bars").equals(fresh.read("bars"))
+
+
 def test_a_symbol_that_is_new_brings_its_history(etl: Callable[..., EtlReport], lake: Lake) -> None:
     etl(Vendor(), lake, DAYS[-2], **{"market.symbols": "S001,S002"})
     assert lake.read("bars")["symbol"].unique().sort().to_list() == ["S001", "S002"]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REVISION_SESSIONS', 'CONTENT', 'GATE', 'RAW', 'Plan', 'plan', 'latest_delivery', 'news', 'take_delivery',
-           'quarantine_rows', 'Derived', 'changed_actions', 'derive', 'EtlReport', 'run_etl']
+           'quarantine_rows', 'Derived', 'changed_actions', 'derive', 'drifted', 'EtlReport', 'run_etl']
 
 # %% ../../nbs/market/08_etl.ipynb #cd7b353d
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ..core.clock import Clock
 from ..core.errors import InputError, SourceError
 from ..core.logs import get_logger
 from ..core.settings import Settings
-from .actions import adjust
+from .actions import CASH_KINDS, adjust
 from .freshness import Freshness, measure, require_fresh
 from .lake import TABLES, Lake, Vintage, conform, upsert
 from .quality import PEERS, GateResult, Limits, run_gate
@@ -188,6 +188,20 @@ def _adjusted(rows: pl.DataFrame, actions: pl.DataFrame, as_of: date, how: tuple
     mine = actions.filter(pl.col("symbol").is_in(rows["symbol"].unique().to_list()), pl.col("ex_date") <= as_of)
     return adjust(rows, mine, how[0], how[1], as_of)  # type: ignore[arg-type]
 
+# %% ../../nbs/market/08_etl.ipynb #f096897c
+def drifted(
+    lake: Lake,
+    actions: pl.DataFrame,  # corporate_actions, as the stored bars were derived from
+    done: date,  # The newest day in the lake
+    how: tuple[str, str],  # market.adjustment, market.convention
+) -> bool:
+    "Were the stored bars derived in another way than these settings ask for?"
+    paid = actions.filter(pl.col("kind").is_in(CASH_KINDS), pl.col("ex_date") <= done)["symbol"].unique().sort().head(2)
+    stored = lake.read("bars", symbols=paid.to_list()) if len(paid) else pl.DataFrame()
+    if stored.is_empty():
+        return False
+    return not _adjusted(stored.select(RAW), actions, done, how).select(stored.columns).equals(stored)
+
 # %% ../../nbs/market/08_etl.ipynb #123585d2
 @dataclass(frozen=True)
 class EtlReport:
@@ -296,15 +310,10 @@ def run_etl(
     good = pl.concat([gate.good, _released(lake, known, gate.good)])
     fresh = require_fresh(_freshness(lake, good, _ended(universe, actions, as_of), todo), market.max_stale_share)
     acted = changed_actions(known_actions, actions, todo.done, as_of)
-    derived = derive(
-        lake,
-        good,
-        rows.select("symbol", "date").unique(),
-        actions,
-        acted,
-        as_of,
-        (market.adjustment, market.convention),
-    )
+    how = (market.adjustment, market.convention)
+    if todo.done and drifted(lake, known_actions, todo.done, how):
+        acted = lake.read("bars", columns=["symbol"])["symbol"].unique().to_list()
+    derived = derive(lake, good, rows.select("symbol", "date").unique(), actions, acted, as_of, how)
     quarantine = quarantine_rows(gate, known, clock.now())
     lake.merge("quarantine", quarantine)
     lake.merge("universe", universe)
