@@ -161,6 +161,7 @@ class Wire:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = 65536
 
     def log_message(self, *args: Any) -> None: ...
 
