@@ -375,6 +375,11 @@ class Submitting(Calls):
 class Broker(Submitting):
     "The broker: sending, canceling, and what it holds"
 
+    @property
+    def glance(self) -> "Broker":
+        "The same broker without patience: one attempt, for answers that somebody waits for"
+        return Broker(self.client, self.url, attempts=1)
+
     def find(self, client_order_id: str) -> BrokerOrder | None:
         "`found`, with patience; `BrokerUnavailable` when the broker cannot say"
         try:

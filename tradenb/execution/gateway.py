@@ -108,12 +108,12 @@ class Intake(Resolving):
         run_id: str | None = None,
     ) -> tuple[StoredOrder, bool]:  # the stored order, and whether it is new
         "Store and send an order; the same order again gives the stored one. Raises `OrderInvalid`, `OrderConflict`, `BrokerUnavailable`"
+        name = client_order_id or intent.client_order_id
         validate(intent)
-        trace_id = current_trace_id()
-        order, created = self.ledger.record_intent(intent, client_order_id, run_id, trace_id, self.dry_run)
-        if order.status in UNRESOLVED:
-            with self.lock(order.client_order_id):
-                order = self._send(order) if created else self._repeat(order.client_order_id)
+        with self.lock(name):
+            order, created = self.ledger.record_intent(intent, name, run_id, current_trace_id(), self.dry_run)
+            if order.status in UNRESOLVED:
+                order = self._send(order) if created else self._repeat(order)
         return order, created
 
     def _send(self, order: StoredOrder) -> StoredOrder:
@@ -134,9 +134,8 @@ class Intake(Resolving):
         )
         return order
 
-    def _repeat(self, client_order_id: str) -> StoredOrder:
-        order = self.stored(client_order_id)
-        if order.status not in UNRESOLVED or (self.dry_run and not order.dry_run):
+    def _repeat(self, order: StoredOrder) -> StoredOrder:
+        if self.dry_run and not order.dry_run:
             return order
         order = order if order.dry_run else self._ask(order)
         return self._send(order) if order.status is OrderStatus.PENDING_NEW else order

@@ -138,7 +138,7 @@ class Desk:
     def broker_positions(self) -> dict[str, BrokerPosition]:
         "The broker's view, empty when it cannot be had"
         try:
-            return self.gateway.broker.positions()
+            return self.gateway.broker.glance.positions()
         except BrokerUnavailable as error:
             get_logger("execution").warning("prices_unavailable", detail=str(error))
             return {}
@@ -267,7 +267,7 @@ def books_router(key: Any) -> APIRouter:
 def health_of(desk: Desk) -> dict[str, Any]:
     "The state of everything that the service needs"
     try:
-        account, broker = desk.gateway.broker.account(), "ok"
+        account, broker = desk.gateway.broker.glance.account(), "ok"
         broker = "ok" if account.status == "ACTIVE" else account.status
     except BrokerUnavailable as error:
         broker = str(error)

@@ -150,6 +150,9 @@ def open_stream(
             try:
                 await super()._start_ws()
             except (OSError, ValueError) as error:
+                get_logger("execution").warning(
+                    "stream_unreachable", url=url, detail=f"{type(error).__name__}: {error}"
+                )
                 raise websockets.WebSocketException(f"{type(error).__name__}: {error}") from error
 
         async def _dispatch(self, msg: dict) -> None:
