@@ -27,7 +27,7 @@ from ..core.db import model_activations
 from ..core.errors import ConfigError, InputError, ModelError, NoModelError
 from ..features.sets import feature_set
 from . import metrics, splits
-from .training import TrainingResult, plot_importance
+from .training import TrainingResult, patient_lightgbm, plot_importance
 
 if TYPE_CHECKING:
     import lightgbm
@@ -212,7 +212,6 @@ def log_artifacts(client: MlflowClient, run_id: str, result: TrainingResult) -> 
 # %% ../../nbs/models/04_registry.ipynb #5a637c6f
 def log_booster(registry: Registry, run_id: str, booster: lightgbm.Booster) -> tuple[str, str]:  # model id, source URI
     "Store the booster as an MLflow model of this run."
-    import lightgbm
     import mlflow
     from mlflow.models.signature import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
@@ -221,7 +220,7 @@ def log_booster(registry: Registry, run_id: str, booster: lightgbm.Booster) -> t
     signature = ModelSignature(Schema(columns), Schema([ColSpec(DataType.double)]))
     mlflow.set_tracking_uri(registry.tracking_uri)
     with mlflow.start_run(run_id=run_id):
-        needs = [f"lightgbm=={lightgbm.__version__}"]
+        needs = [f"lightgbm=={patient_lightgbm().__version__}"]
         info = mlflow.lightgbm.log_model(booster, name="model", signature=signature, pip_requirements=needs)
     return info.model_id, info.model_uri
 
@@ -322,7 +321,6 @@ def load(
     version: int,
 ) -> LoadedModel:
     "Load a version; raises `NoModelError` for an unknown one, `ModelError` when it does not fit its record or the code."
-    import lightgbm
     from mlflow.exceptions import MlflowException
 
     client = registry.client
@@ -334,7 +332,7 @@ def load(
         ) from error
     path = booster_file(registry, f"models:/{registry.name}/{version}")
     check_digest(f"model {registry.name} {version}", path, found.tags)
-    booster = lightgbm.Booster(model_file=str(path))
+    booster = patient_lightgbm().Booster(model_file=str(path))
     check_features(f"model {registry.name} {version}", found.tags, tuple(booster.feature_name()))
     scores = client.get_run(found.run_id).data.metrics if found.run_id else {}
     return LoadedModel(
