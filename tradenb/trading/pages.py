@@ -5,21 +5,23 @@
 # %% auto #0
 __all__ = ['Finding', 'CHECKS', 'KINDS', 'TABLES', 'WINDOWS', 'STATUS', 'STEPS', 'BOOKS', 'LINES', 'STAGES', 'long_day',
            'short_day', 'counted', 'sentence', 'listed', 'subtitle', 'worst', 'etl_findings', 'etl_headline',
-           'etl_tiles', 'named_check', 'gate_table', 'distances', 'bars_around', 'quarantine_table', 'worst_cases',
-           'coverage', 'session_returns', 'market_charts', 'action_terms', 'actions_table', 'etl_actions',
-           'etl_quarantine', 'etl_freshness', 'vintage_table', 'warnings_of', 'Record', 'record_of', 'stored_record',
-           't_statistic', 'model_findings', 'train_headline', 'model_tiles', 'folds_chart', 'ic_chart', 'equity_frame',
-           'performance_charts', 'importance_chart', 'folds_table', 'card_table', 'facts_table', 'previous_signals',
-           'side_of', 'newcomers', 'with_sectors', 'left_out', 'SignalPage', 'signal_page', 'signals_headline',
-           'mean_of', 'signal_tiles', 'prediction_chart', 'signal_lists', 'sector_chart', 'left_out_note',
-           'signal_papers', 'with_costs', 'TradePage', 'trade_page', 'status_name', 'trade_headline', 'trade_tiles',
-           'fills_charts', 'orders_table', 'skip_reason', 'skipped_table', 'purposes_table', 'flips_note', 'life_frame',
-           'life_table', 'life_chart', 'reconcile_headline', 'checked_table', 'differences_table', 'account_table',
-           'account_at', 'exposure_chart', 'positions_table', 'reconcile_tiles', 'previous_summary', 'day_verdict',
-           'day_sentences', 'day_headline', 'day_tiles', 'pnl_parts', 'pnl_waterfall', 'names_chart', 'equity_chart',
-           'stage_fact', 'stages_block', 'day_stages', 'change_frame', 'day_changes', 'provenance']
+           'etl_tiles', 'named_check', 'gate_table', 'distances', 'bars_around', 'unbroken', 'quarantine_table',
+           'worst_cases', 'coverage', 'session_returns', 'market_charts', 'action_terms', 'actions_table',
+           'etl_actions', 'etl_quarantine', 'etl_freshness', 'vintage_table', 'vintage_text', 'warnings_of', 'Record',
+           'record_of', 'stored_record', 't_statistic', 'model_findings', 'train_headline', 'model_tiles',
+           'folds_chart', 'ic_chart', 'equity_frame', 'performance_charts', 'importance_chart', 'folds_table',
+           'card_table', 'facts_table', 'previous_signals', 'side_of', 'newcomers', 'with_sectors', 'left_out',
+           'SignalPage', 'signal_page', 'signals_headline', 'mean_of', 'signal_tiles', 'prediction_chart',
+           'signal_lists', 'sector_chart', 'left_out_note', 'signal_papers', 'with_costs', 'TradePage', 'trade_page',
+           'status_name', 'trade_headline', 'trade_tiles', 'fills_charts', 'orders_table', 'skip_reason',
+           'skipped_table', 'purposes_table', 'flips_note', 'life_frame', 'life_chart', 'compared',
+           'reconcile_headline', 'checked_table', 'differences_table', 'account_table', 'account_at', 'exposure_chart',
+           'positions_table', 'reconcile_tiles', 'previous_summary', 'day_verdict', 'day_sentences', 'day_headline',
+           'day_tiles', 'pnl_parts', 'pnl_waterfall', 'names_chart', 'equity_chart', 'stage_fact', 'stages_block',
+           'day_stages', 'sessions_frame', 'recent_summaries', 'day_changes', 'provenance']
 
 # %% ../../nbs/trading/10_pages.ipynb #96797a03
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,8 +138,13 @@ def etl_headline(run: Run, report: EtlReport) -> Block:
     "Verdict on the day's data."
     findings = etl_findings(report, run.settings.market.max_bad_share)
     verdict = worst([v for v, _ in findings])
-    opening = {"green": "The data is complete and clean.", "amber": "The data is usable; look at what is missing."}
-    return headline("Market data", subtitle(run), verdict, [opening.get(verdict, ""), *(text for _, text in findings)])
+    good = (
+        "The data is complete; bad rows are in quarantine."
+        if len(report.quarantined)
+        else "The data is complete and clean."
+    )
+    opening = good if verdict == "green" else "The data is usable; look at what is missing."
+    return headline("Market data", subtitle(run), verdict, [opening, *(text for _, text in findings)])
 
 # %% ../../nbs/trading/10_pages.ipynb #6e78396d
 def etl_tiles(report: EtlReport) -> Block:
@@ -163,7 +170,7 @@ CHECKS = {
     "volume": "Negative volume",
     "session": "No session",
     "future": "Ahead of time",
-    "ohlc": "Open–high–low–close",
+    "ohlc": "High–low order",
     "duplicate": "Duplicate",
     "stuck": "Stuck price",
     "move": "Bad print",
@@ -181,13 +188,17 @@ def gate_table(report: EtlReport) -> Block:
     "Every check of the gate with its threshold and what it caught."
     if report.gate is None:
         return note("The gate had nothing to judge.")
-    tint = lambda row: {"quarantined": "bad", "reported": "warn"}.get(row["verdict"])
     return table(
         named_check(report.gate.table),
-        {"share": "percent"},
-        "The quality gate: rows that fail a check go to quarantine, odd ones are reported and pass",
-        tint,
-        labels={"claim": "What must hold", "failing": "Rows failing", "rows": "Rows judged"},
+        {"share": "bps"},
+        "Rows that fail a check go to quarantine; odd ones are reported and pass",
+        lambda row: "warn" if row["verdict"] == "quarantined" else None,
+        labels={
+            "claim": "What must hold",
+            "failing": "Rows failing",
+            "rows": "Rows judged",
+            "share": "Per 10,000 rows",
+        },
     )
 
 # %% ../../nbs/trading/10_pages.ipynb #4045c66d
@@ -217,18 +228,24 @@ def bars_around(
     "Good bars of the names in `rows`, from some weeks before the first to some weeks after the last."
     if not len(rows):
         return pl.DataFrame(schema={"symbol": pl.String, "date": pl.Date, "close": pl.Float64})
-    start, end = rows["date"].min(), rows["date"].max()
+    days, weeks = rows["date"].sort().to_list(), timedelta(days=45)
     names = rows["symbol"].unique().to_list()
-    weeks = timedelta(days=45)
-    return lake.read("bars", start=start - weeks, end=end + weeks, symbols=names, columns=["symbol", "date", "close"])  # type: ignore[operator]
+    columns = ["symbol", "date", "close"]
+    return lake.read("bars", start=days[0] - weeks, end=days[-1] + weeks, symbols=names, columns=columns)
+
+
+def unbroken(value: Any) -> str:
+    "Text that stays on one line."
+    return (f"{value.day} {value:%b %Y}" if isinstance(value, date) else str(value)).replace(" ", "\u00a0")
 
 
 def quarantine_table(off: pl.DataFrame, most: int = 20) -> Block:
     "The quarantined rows, worst first."
     if not len(off):
         return note("No row was quarantined.")
+    whole = [pl.col("date").map_elements(unbroken, pl.String), pl.col("check").map_elements(unbroken, pl.String)]
     return table(
-        named_check(off),
+        named_check(off).with_columns(whole),
         {"close": "price", "last_good": "price", "distance": "change"},
         "Quarantined rows, the furthest off first",
         max_rows=most,
@@ -311,8 +328,10 @@ def actions_table(actions: pl.DataFrame, trade_date: date, back: int = 5) -> Blo
     today = near.filter(pl.col("ex_date") == trade_date).height
     return table(
         shown,
-        caption=f"Corporate actions: {counted(today, 'event')} on the trade date (marked), the rest in the {back} sessions before",
-        highlight=lambda row: "good" if row["ex_date"] == trade_date else None,
+        caption=sentence(
+            f"{counted(today, 'event')} on the trade date{' (in bold)' if today else ''}, {counted(near.height - today, 'event')} in the {back} sessions before"
+        ).rstrip("."),
+        highlight=lambda row: "total" if row["ex_date"] == trade_date else None,
         max_rows=20,
         labels={"ex_date": "Ex-date"},
     )
@@ -353,7 +372,12 @@ TABLES = {
 def vintage_table(vintage: Mapping[str, int]) -> Block:
     "The version of each table that this run saw."
     rows = [{"table": TABLES.get(name, name), "version": version} for name, version in vintage.items()]
-    return table(pl.DataFrame(rows, schema={"table": pl.String, "version": pl.Int64}), caption="Vintage: the table versions that this run reads, and that a replay will read again")  # fmt: skip
+    return table(pl.DataFrame(rows, schema={"table": pl.String, "version": pl.Int64}), caption="Vintage: the table versions that this run reads")  # fmt: skip
+
+
+def vintage_text(vintage: Mapping[str, int]) -> str:
+    "The table versions in one line."
+    return " · ".join(f"{TABLES.get(name, name)}: {version}" for name, version in vintage.items()) or "–"
 
 
 def warnings_of(report: EtlReport) -> Block:
@@ -385,7 +409,8 @@ def record_of(run: Run, trained: Trained) -> Record:
 def stored_record(registry: Registry, version: int) -> Record:
     "The record that was registered with a version."
     client = registry.client
-    source = client.get_model_version(registry.name, str(version)).run_id
+    source = str(client.get_model_version(registry.name, str(version)).run_id)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with TemporaryDirectory() as folder:
         tables = Path(client.download_artifacts(source, "tables", folder))
         frames = {
@@ -419,8 +444,12 @@ def train_headline(run: Run, trained: Trained, record: Record) -> Block:
     made = trained.result is not None
     what = f"Model version {version} was trained and is the champion." if made else f"Model version {version} stays the champion."  # fmt: skip
     why = f"Trained because {trained.why}." if made else f"No training: {trained.why}."
+    simulated = ["The market is simulated, with a signal planted in it: the record shows that the machinery finds it, not what real markets pay."] if run.settings.market.source == "demo" else []  # fmt: skip
     return headline(
-        "Model", subtitle(run), worst([v for v, _ in findings]), [what, why, *(text for _, text in findings)]
+        "Model",
+        subtitle(run),
+        worst([v for v, _ in findings]),
+        [what, why, *(text for _, text in findings), *simulated],
     )
 
 # %% ../../nbs/trading/10_pages.ipynb #aa5bce58
@@ -453,10 +482,9 @@ def folds_chart(folds: pl.DataFrame) -> Block:
             axes.barh(folds["fold"].to_list(), widths, 0.62, left=start, color=PALETTE[colour], label=label)
         axes.invert_yaxis()
         axes.set_yticks(folds["fold"].to_list())
-        axes.set_ylabel("fold")
         axes.grid(visible=False, axis="y")
         figure.legend(loc="outside upper right", ncols=3)
-        return chart(figure, "Walk-forward folds", "Each model is judged on sessions that it never saw; the white between windows is purged or embargoed")  # fmt: skip
+        return chart(figure, "Walk-forward folds", "One fold per line. Each model is judged on sessions that it never saw; the gaps between windows are purged or embargoed")  # fmt: skip
 
 
 def ic_chart(ic: pl.DataFrame) -> Block:
@@ -468,17 +496,17 @@ def ic_chart(ic: pl.DataFrame) -> Block:
         colours = [PALETTE["green"] if v >= 0 else PALETTE["red"] for v in values]
         axes.bar(months["month"].to_list(), values, 24, color=colours)
         mean = float(ic["rank_ic"].drop_nans().mean() or 0.0)  # type: ignore[arg-type]
-        axes.axhline(mean, color=PALETTE["blue"], linewidth=1, linestyle="--", label=f"mean {mean:.4f}")
-        axes.legend(loc="upper right")
+        axes.axhline(mean, color=PALETTE["blue"], linewidth=1, linestyle="--")
         return chart(
-            figure, "Rank IC by month", "Out of sample; an edge that fades shows as bars that shrink from left to right"
+            figure,
+            "Rank IC by month",
+            f"Out of sample, dashed the mean of all sessions ({mean:.4f}); an edge that fades shows as bars that shrink from left to right",
         )
 
 
 def equity_frame(predictions: pl.DataFrame, top_n: int, bottom_n: int) -> pl.DataFrame:  # date, return
-    "Cumulative return of the long–short spread out of sample."
-    daily = metrics.long_short_returns(predictions, top_n, bottom_n)
-    return daily.select("date", pl.Series("return", metrics.equity(daily["return"])[1:] - 1))
+    "Cumulative return of the long–short spread out of sample, nothing reinvested."
+    return metrics.long_short_returns(predictions, top_n, bottom_n).select("date", pl.col("return").cum_sum())
 
 
 def performance_charts(record: Record, top_n: int, bottom_n: int) -> Block:
@@ -487,7 +515,7 @@ def performance_charts(record: Record, top_n: int, bottom_n: int) -> Block:
         pl.col("quantile").cast(pl.String), (pl.col("mean") * 1e4).alias("mean")
     )
     return side_by_side(
-        lines(equity_frame(record.predictions, top_n, bottom_n), "date", ["return"], "Long–short, cumulative", "percent", f"Top {top_n} less bottom {bottom_n} names, out of sample, before costs", width=HALF),
+        lines(equity_frame(record.predictions, top_n, bottom_n), "date", ["return"], "Long–short, cumulative", "percent", f"Top {top_n} less bottom {bottom_n} names, no costs, no reinvestment", width=HALF),
         bars(quintiles, "quantile", "mean", "Mean next return by quintile", "number", "Basis points; 5 is the highest prediction. Look for a staircase", signed=True, width=HALF, height=2.6),
     )  # fmt: skip
 
@@ -552,7 +580,7 @@ def facts_table(facts: Mapping[str, str], caption: str) -> Block:
     frame = pl.DataFrame(
         {"name": list(facts), "value": list(facts.values())}, schema={"name": pl.String, "value": pl.String}
     )
-    return table(frame, caption=caption, labels={"name": "", "value": ""})
+    return table(frame, caption=caption, labels={"name": " ", "value": " "})
 
 # %% ../../nbs/trading/10_pages.ipynb #e75a1b48
 def previous_signals(run: Run) -> pl.DataFrame | None:
@@ -719,10 +747,7 @@ def left_out_note(run: Run, page: SignalPage) -> Block:
 def signal_papers(page: SignalPage) -> Block:
     "Where the signals come from."
     meta = page.signals.metadata
-    vintage = ", ".join(
-        f"{TABLES.get(name, name).lower()} {version}" for name, version in dict(meta["vintage"]).items()
-    )
-    return facts_table({"Model": f"{meta['strategy_name']}, version {meta['model_version']}", "As of": str(meta["as_of_date"]), "Made at": str(meta["generated_at"])[:19].replace("T", " ") + " UTC", "Table versions": vintage}, "Provenance")  # fmt: skip
+    return facts_table({"Model": f"{meta['strategy_name']}, version {meta['model_version']}", "As of": str(meta["as_of_date"]), "Made at": str(meta["generated_at"])[:19].replace("T", " ") + " UTC", "Table versions": vintage_text(meta["vintage"])}, "Provenance")  # fmt: skip
 
 # %% ../../nbs/trading/10_pages.ipynb #7a39bf3b
 def with_costs(
@@ -807,7 +832,7 @@ def trade_headline(run: Run, page: TradePage) -> Block:
     others = [
         f"{counted(n, 'order')} ended as: {status_name(s).lower()}" for s, n in page.counts.items() if s != "filled"
     ]
-    cost = f" at a cost of {page.cost_bps:.1f} basis points against the close ({text_of(page.cost, 'money')})" if page.cost_bps is not None else ""  # fmt: skip
+    cost = f" at {page.cost_bps:.1f} basis points against the close, measured on the positions still held ({text_of(page.cost, 'money')})" if page.cost_bps is not None else ""  # fmt: skip
     texts = [opening, *map(sentence, others), f"{text_of(page.notional, 'dollars')} changed hands{cost}."]
     return headline("Orders", subtitle(run), verdict, texts if page.orders.height else texts[:1])
 
@@ -826,7 +851,7 @@ def trade_tiles(page: TradePage) -> Block:
             "Filled": (f"{filled}", f"{sent - filled} not, or in part"),
             "Traded": (text_of(page.notional, "dollars"), f"bought {text_of(sides['buy'], 'dollars')}"),
             "Turnover": (text_of(page.notional / page.capital, "percent"), f"of {text_of(page.capital, 'dollars')} capital"),
-            "Slippage": ("–" if bps is None else f"{bps:.1f} bps", f"{text_of(page.cost, 'money')} against the close"),
+            "Slippage": ("–" if bps is None else f"{bps:.1f} bps", f"{text_of(page.cost, 'money')} on what is still held"),
         }
     )  # fmt: skip
 
@@ -839,9 +864,18 @@ def fills_charts(page: TradePage) -> Block:
     cost = [1e4 * value for value in filled["cost_share"].drop_nulls()]
     pieces = [
         _moves(filled),
-        histogram(cost, "Slippage", "number", "Basis points against the close; to the right of zero it cost money", bins=24, width=HALF, height=2.6) if cost else note("No close is known to compare with."),
+        _slippage(cost) if cost else note("No close is known to compare with."),
     ]  # fmt: skip
     return side_by_side(*pieces)
+
+
+def _slippage(cost: Sequence[float]) -> Block:
+    span = (min(0.0, *cost) - 1, max(0.0, *cost) + 1)
+    with style():
+        figure, axes = canvas(2.6, HALF)
+        axes.hist(cost, 30, range=span, color=PALETTE["blue"], rwidth=0.9)
+        axes.axvline(0, color=PALETTE["muted"], linewidth=0.8)
+        return chart(figure, "Slippage", f"Basis points of {counted(len(cost), 'fill')} against the close; to the right of zero it cost money")  # fmt: skip
 
 
 def _moves(filled: pl.DataFrame) -> Block:
@@ -892,7 +926,7 @@ def orders_table(page: TradePage, most: int = 60) -> Block:
         "price": "price",
         "close": "price",
         "filled_avg_price": "price",
-        "moved": "change",
+        "moved": "percent",
         "cost_share": "bps",
         "notional": "dollars",
     }
@@ -953,7 +987,6 @@ STEPS = {
     "pending_new": "written down",
     "submitted": "sent",
     "accepted": "accepted",
-    "new": "working",
     "partially_filled": "filled in part",
     "filled": "filled",
     "canceled": "cancelled",
@@ -964,60 +997,47 @@ STEPS = {
 }
 
 
-def life_frame(events: pl.DataFrame) -> pl.DataFrame:  # step, orders, first, last
-    "When the orders reached each state, in the order of an order's life."
-    steps = events.unique(["client_order_id", "status_to"], keep="first", maintain_order=True)
-    place = pl.col("status_to").replace_strict(
-        {name: i for i, name in enumerate(STEPS)}, default=99, return_dtype=pl.Int32
+def life_frame(events: pl.DataFrame) -> pl.DataFrame:  # state, at (within five minutes), orders; as an order lives
+    "How many orders reached each state when; whether a broker says `new` or `accepted` is the same to us."
+    state = pl.col("status_to").replace({"new": "accepted"}).alias("state")
+    reached = (
+        events.sort("at").with_columns(state).unique(["client_order_id", "state"], keep="first", maintain_order=True)
     )
-    grouped = steps.group_by("status_to").agg(orders=pl.len(), first=pl.col("at").min(), last=pl.col("at").max())
-    return grouped.sort(place).select(pl.col("status_to").replace(STEPS).alias("step"), "orders", "first", "last")
-
-
-def life_table(page: TradePage) -> Block:
-    "The orders' lives in New York's time."
-    if not page.traded.events.height:
-        return note("No order was placed.")
-    labels = {"step": "State", "first": "First order, New York", "last": "Last order, New York"}
-    return table(life_frame(page.traded.events), caption="The orders' lives", labels=labels)
+    place = pl.col("state").replace_strict({name: i for i, name in enumerate(STEPS)}, default=99, return_dtype=pl.Int32)
+    grouped = reached.group_by("state", pl.col("at").dt.truncate("5m")).agg(orders=pl.len())
+    return grouped.sort(place, "at").with_columns(pl.col("state").replace(STEPS))
 
 
 def life_chart(page: TradePage) -> Block:
     "How many orders had reached each state at each moment."
-    events = page.traded.events.unique(["client_order_id", "status_to"], keep="first", maintain_order=True).sort("at")
-    if not events.height:
+    life = life_frame(page.traded.events)
+    if not life.height:
         return note("No order was placed.")
-    moments = events["at"].unique().sort().to_list()
-    present = [name for name in STEPS if name in set(events["status_to"])]
+    states = life["state"].unique(maintain_order=True).to_list()
     with style():
-        figure, axes = canvas(0.7 + 0.32 * len(present))
-        for row, name in enumerate(present):
-            at = [
-                moment.astimezone(NEW_YORK).replace(tzinfo=None)
-                for moment in events.filter(pl.col("status_to") == name)["at"]
-            ]
-            axes.plot(at, [row] * len(at), "o", markersize=7, alpha=0.5, color=PALETTE["blue"])
-            axes.annotate(
-                f"{len(at)}", (at[-1], row), xytext=(9, 0), textcoords="offset points", va="center", fontsize=9
-            )
-        axes.set_yticks(range(len(present)), [STEPS[name] for name in present])
-        axes.set_ylim(len(present) - 0.5, -0.5)
+        figure, axes = canvas(0.7 + 0.32 * len(states))
+        for state, moment, orders in life.iter_rows():
+            point = (moment.astimezone(NEW_YORK).replace(tzinfo=None), states.index(state))
+            axes.plot(*([value] for value in point), "o", markersize=8, color=PALETTE["blue"])
+            axes.annotate(f"{orders}", point, xytext=(9, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.set_yticks(range(len(states)), states)
+        axes.set_ylim(len(states) - 0.5, -0.5)
         axes.margins(x=0.05)
-        return chart(
-            figure,
-            "The orders' lives",
-            f"Orders in each state by New York time; {len(moments):,} moments. Everything should end in the lowest row",
-        )
+        return chart(figure, "The orders' lives", "How many orders reached each state when, by New York time; everything should end in the lowest row")  # fmt: skip
 
 # %% ../../nbs/trading/10_pages.ipynb #bff85206
-BOOKS = {"orders": "Orders", "fills": "Fills", "positions": "Positions", "cash": "Cash balances"}
+BOOKS = {"orders": "Orders", "fills": "Fills", "positions": "Positions", "cash": "Cash balance"}
+
+
+def compared(checked: Mapping[str, int]) -> str:
+    "What a reconciliation looked at, in words."
+    return ", ".join(counted(n, BOOKS.get(kind, kind).lower().removesuffix("s")) for kind, n in checked.items())
 
 
 def reconcile_headline(run: Run, result: Reconciled) -> Block:
     "Do the books agree?"
-    seen = ", ".join(f"{n:,} {BOOKS.get(k, k).lower()}" for k, n in result.checked.items())
     if result.matched:
-        return headline("Reconciliation", subtitle(run), "green", ["Our books and the broker's agree, line by line.", f"Compared: {seen}. Cash agrees to the cent, positions to the share."])  # fmt: skip
+        return headline("Reconciliation", subtitle(run), "green", ["Our books and the broker's agree, line by line.", f"Compared: {compared(result.checked)}. Cash agrees to the cent, positions to the share."])  # fmt: skip
     first = result.differences.row(0, named=True)
     texts = [f"Our books and the broker's differ in {counted(result.differences.height, 'line')}.", sentence(f"the first: {first['kind']} {first['key']}, ours {first['ours']}, the broker's {first['broker']}: {first['cause']}")]  # fmt: skip
     return headline("Reconciliation", subtitle(run), "red", texts)
@@ -1032,7 +1052,7 @@ def checked_table(result: Reconciled) -> Block:
         for k, n in result.checked.items()
     ]
     schema = {"book": pl.String, "compared": pl.Int64, "differ": pl.Int64}
-    return table(pl.DataFrame(rows, schema=schema), caption="What was compared", highlight=lambda row: "bad" if row["differ"] else "good")  # fmt: skip
+    return table(pl.DataFrame(rows, schema=schema), caption="What was compared", highlight=lambda row: "bad" if row["differ"] else None)  # fmt: skip
 
 
 def differences_table(result: Reconciled) -> Block:
@@ -1060,8 +1080,7 @@ def account_table(opened: Mapping[str, Any], closed: Mapping[str, Decimal]) -> B
     amount = lambda book, name: float(Decimal(str(book.get(name) or 0)))
     rows = [dict(line=text, open=amount(opened, name), close=amount(closed, name)) for name, text in LINES.items()]
     frame = pl.DataFrame(rows).with_columns(change=pl.col("close") - pl.col("open"))
-    tint = lambda row: "total" if row["line"] == "Equity" else None
-    return table(frame, {"open": "money", "close": "money", "change": "pnl"}, "The account", tint, labels={"line": "", "open": "Before the session", "close": "At the close"})  # fmt: skip
+    return table(frame, {"open": "money", "close": "money", "change": "pnl"}, "Before the session and at its close", lambda row: "total" if row["line"] == "Equity" else None, labels={"line": " ", "open": "Before the session", "close": "At the close"})  # fmt: skip
 
 
 def account_at(run: Run, moment: str) -> dict[str, Any]:
@@ -1172,7 +1191,7 @@ def day_tiles(day: DayReport) -> Block:
             "Return": (text_of(day.account.daily_return, "change"), "on the equity of the day before"),
             "Equity": (text_of(day.account.end_equity, "dollars"), f"since the first close: {since}" if history.height > 1 else "at the first close"),
             "Orders": (f"{s.get('orders') or 0}", f"{s.get('fills') or 0} fills"),
-            "Positions": (f"{s.get('positions') or 0}", "held over night"),
+            "Positions": (f"{s.get('positions') or 0}", "held overnight"),
             "Model": (f"version {s.get('model_version')}", "trained today" if s.get("trained") else "kept"),
         }
     )  # fmt: skip
@@ -1184,7 +1203,7 @@ def pnl_parts(day: DayReport) -> dict[str, Decimal]:
         name: sum((getattr(d, name) for d in day.days), Decimal(0)) for name in ("holding", "trading", "income", "fees")
     }
     parts = {
-        "Held over night": sums["holding"],
+        "Held overnight": sums["holding"],
         "Fills against the close": sums["trading"],
         "Dividends": sums["income"],
         "Fees": -sums["fees"],
@@ -1216,7 +1235,9 @@ def equity_chart(day: DayReport) -> Block:
     "Equity at each close."
     if day.history.height < 2:
         return note("The equity curve begins with the second day.")
-    frame = day.history.with_columns(pl.col("equity").alias("equity"))
+    frame = (
+        day.history if day.history.height > 12 else day.history.with_columns(pl.col("trade_date").dt.strftime("%b %d"))
+    )
     return lines(
         frame,
         "trade_date",
@@ -1273,30 +1294,40 @@ def day_stages(day: DayReport) -> Block:
     return stages_block([(name, row.status, row.seconds, row.result or {}) for name, row in done.items()])
 
 
-def change_frame(now: Mapping[str, Any], before: Mapping[str, Any]) -> pl.DataFrame:  # figure, before, today
-    "Headline figures of two days side by side."
-    number = lambda v: None if v is None else Decimal(str(v))
-    shown: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "P&L": lambda s: text_of(number(s.get("pnl")), "pnl"),
-        "Return": lambda s: text_of(s.get("daily_return"), "change"),
-        "Equity": lambda s: text_of(number(s.get("equity")), "money"),
-        "Positions": lambda s: text_of(s.get("positions"), "integer"),
-        "Orders": lambda s: text_of(s.get("orders"), "integer"),
-        "Fills": lambda s: text_of(s.get("fills"), "integer"),
-        "Model version": lambda s: str(s.get("model_version") or "–"),
-        "Symbols": lambda s: text_of(s.get("symbols"), "integer"),
-        "Rows quarantined": lambda s: text_of(s.get("quarantined"), "integer"),
-    }
-    rows = [dict(figure=name, before=show(before), today=show(now)) for name, show in shown.items()]
-    return pl.DataFrame(rows)
+def sessions_frame(
+    summaries: Mapping[date, Mapping[str, Any]],  # The runs' headline figures by trade date
+) -> pl.DataFrame:  # One row per session, newest first
+    "Headline figures of several sessions."
+    number = lambda v: None if v is None else float(v)
+    rows = [
+        dict(session=day, pnl=number(s.get("pnl")), daily_return=s.get("daily_return"), equity=number(s.get("equity")), orders=s.get("orders"),
+             fills=s.get("fills"), positions=s.get("positions"), symbols=s.get("symbols"), quarantined=s.get("quarantined"), model=str(s.get("model_version") or "–"))
+        for day, s in sorted(summaries.items(), reverse=True)
+    ]  # fmt: skip
+    floats, counts = ("pnl", "daily_return", "equity"), ("orders", "fills", "positions", "symbols", "quarantined")
+    schema = (
+        {"session": pl.Date}
+        | dict.fromkeys(floats, pl.Float64)
+        | dict.fromkeys(counts, pl.Int64)
+        | {"model": pl.String}
+    )
+    return pl.DataFrame(rows, schema=schema)
 
 
-def day_changes(day: DayReport) -> Block:
-    "What changed since the run before."
-    before = previous_summary(day)
-    if before is None:
-        return note("There is no day before to compare with.")
-    return table(change_frame(day.summary, before), caption="Compared with the session before", labels={"figure": "", "before": "Before"})  # fmt: skip
+def recent_summaries(day: DayReport, most: int) -> dict[date, Mapping[str, Any]]:
+    "The headline figures of this session and of the last ones that were finished before it."
+    rows = records.listing(day.run.engine, limit=most + 10)
+    done = [r for r in rows if r.strategy == day.run.row.strategy and r.status in records.DONE and r.trade_date < day.run.trade_date]  # fmt: skip
+    return {day.run.trade_date: day.summary} | {r.trade_date: r.summary or {} for r in done[: most - 1]}
+
+
+def day_changes(day: DayReport, most: int = 6) -> Block:
+    "This session among the last ones."
+    formats: dict[str, Format] = {"pnl": "pnl", "daily_return": "change", "equity": "money"}
+    labels = {"daily_return": "Return", "model": "Model version"}
+    frame = sessions_frame(recent_summaries(day, most))
+    caption = "Beside the sessions before" if frame.height > 1 else "There is no session before to compare with"
+    return table(frame, formats, caption, lambda row: "total" if row["session"] == day.run.trade_date else None, labels=labels)  # fmt: skip
 
 
 def provenance(day: DayReport) -> Block:
@@ -1304,8 +1335,11 @@ def provenance(day: DayReport) -> Block:
     row = records.require(day.run.engine, day.run.run_id)
     facts = {
         "Run": row.run_id,
+        "Market data": "simulated market"
+        if day.run.settings.market.source == "demo"
+        else day.run.settings.market.source,
         "Model version": str(row.model_version or "–"),
-        "Table versions": ", ".join(f"{TABLES.get(k, k).lower()} {v}" for k, v in (row.vintage or {}).items()) or "–",
+        "Table versions": vintage_text(row.vintage or {}),
         "Settings": row.settings_hash,
         "Code": row.code_version,
         "Seed": str(row.seed),
