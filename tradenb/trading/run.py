@@ -40,9 +40,9 @@ class Run:
     run_id: str
     engine: Engine
 
-    @cached_property
+    @property
     def row(self) -> Row[Any]:
-        "The run's row as it was when first looked at."
+        "The run's row as it is now."
         return records.require(self.engine, self.run_id)
 
     @property
