@@ -1188,7 +1188,7 @@ def day_tiles(day: DayReport) -> Block:
     return tiles(
         {
             "P&L": (text_of(day.account.pnl, "pnl"), "today, all costs included"),
-            "Return": (text_of(day.account.daily_return, "change"), "on the equity of the day before"),
+            "Return": (text_of(day.account.daily_return, "change"), "on the equity of the day before" if history.height > 1 else "on the capital"),
             "Equity": (text_of(day.account.end_equity, "dollars"), f"since the first close: {since}" if history.height > 1 else "at the first close"),
             "Orders": (f"{s.get('orders') or 0}", f"{s.get('fills') or 0} fills"),
             "Positions": (f"{s.get('positions') or 0}", "held overnight"),
@@ -1225,6 +1225,10 @@ def pnl_waterfall(day: DayReport) -> Block:
 def names_chart(day: DayReport, most: int = 8) -> Block:
     "The best and the worst names."
     rows = day.by_symbol.filter(pl.col("pnl") != 0)
+    if previous_summary(day) is None:
+        return note(
+            "Nothing was held before this close, so no name has earned or lost anything yet but what its fill cost."
+        )
     if not rows.height:
         return note("No name moved the book.")
     ends = rows if rows.height <= 2 * most else pl.concat([rows.head(most), rows.tail(most)])
@@ -1326,8 +1330,9 @@ def day_changes(day: DayReport, most: int = 6) -> Block:
     formats: dict[str, Format] = {"pnl": "pnl", "daily_return": "change", "equity": "money"}
     labels = {"daily_return": "Return", "model": "Model version"}
     frame = sessions_frame(recent_summaries(day, most))
-    caption = "Beside the sessions before" if frame.height > 1 else "There is no session before to compare with"
-    return table(frame, formats, caption, lambda row: "total" if row["session"] == day.run.trade_date else None, labels=labels)  # fmt: skip
+    if frame.height == 1:
+        return note("There is no session before to compare with.")
+    return table(frame, formats, "Beside the sessions before", lambda row: "total" if row["session"] == day.run.trade_date else None, labels=labels)  # fmt: skip
 
 
 def provenance(day: DayReport) -> Block:
