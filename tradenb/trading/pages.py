@@ -920,6 +920,7 @@ def orders_table(page: TradePage, most: int = 60) -> Block:
         "notional",
         "status",
     ]
+    columns += ["reason"] if rows["reason"].drop_nulls().str.len_chars().sum() else []
     formats: dict[str, Format] = {
         "qty": "shares",
         "filled_qty": "shares",
