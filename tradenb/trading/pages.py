@@ -40,7 +40,7 @@ from ..market.etl import EtlReport
 from ..market.lake import Lake
 from ..market.universe import members
 from ..models import metrics
-from ..models.registry import Registry
+from ..models.registry import Registry, open_registry
 from . import records
 from tradenb.trading.report import (
     HALF,
@@ -63,7 +63,7 @@ from tradenb.trading.report import (
     waterfall,
 )
 from .run import Run
-from .stages import DayReport, Reconciled, Signals, Traded, Trained, registry_of
+from .stages import DayReport, Reconciled, Signals, Traded, Trained
 
 # %% ../../nbs/trading/10_pages.ipynb #989a6a04
 def long_day(day: date) -> str:
@@ -403,7 +403,7 @@ def record_of(run: Run, trained: Trained) -> Record:
     result = trained.result
     if result is not None:
         return Record(result.metrics, result.fold_metrics, result.ic, result.predictions, result.importance)
-    return stored_record(registry_of(run.settings, run.engine), trained.champion.version)
+    return stored_record(open_registry(run.settings, run.engine), trained.champion.version)
 
 
 def stored_record(registry: Registry, version: int) -> Record:
