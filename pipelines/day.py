@@ -44,20 +44,24 @@ def choose_date(settings: Settings, asked: date | None) -> date:
     "The session to trade in: the one asked for, else the one after the last finished run's. `InputError` where that cannot be."
     from tradenb.market.sources import open_source
 
+    day = require_session(asked) if asked else None
     source = open_source(settings)
-    engine = migrate(connect(database_url(settings)))
-    day = (
-        require_session(asked)
-        if asked
-        else default_trade_date(settings, engine, lambda: first_trade_date(settings, source))
-    )
-    engine.dispose()
+    day = day or next_trade_date(settings, source)
     if not source.first_date < day <= source.last_date:
         raise InputError(
             f"{day} lies outside the {source.name} source, which has {source.first_date} to {source.last_date}"
         )
     check_symbols(settings.market.symbols, source.symbols())
     return day
+
+
+def next_trade_date(settings: Settings, source: Any) -> date:
+    "The session after the last finished run's; the source's first when there is none."
+    engine = migrate(connect(database_url(settings)))
+    try:
+        return default_trade_date(settings, engine, lambda: first_trade_date(settings, source))
+    finally:
+        engine.dispose()
 
 
 def first_trade_date(settings: Settings, source: Any) -> date:

@@ -41,14 +41,14 @@ def newest_session(lake: Lake) -> date:
 
 def train_now(settings: Settings, as_of: date | None, why: str) -> tuple[Any, dict[str, float]]:
     "Train on the lake, register and activate; the champion and its out-of-sample metrics."
-    from tradenb.models.registry import ModelCard
-    from tradenb.trading.stages import registry_of, train_model
+    from tradenb.models.registry import ModelCard, open_registry
+    from tradenb.trading.stages import train_model
 
     with alone(settings.root):
         lake, engine = Lake(settings.root / "lake"), migrate(connect(database_url(settings)))
         day, vintage = as_of or newest_session(lake), lake.vintage()
         result = train_model(settings, lake.at(vintage), day, settings.market.symbols)
-        registry = registry_of(settings, engine)
+        registry = open_registry(settings, engine)
         version = registry.log_and_register(result, ModelCard(vintage, settings.hash, records.code_version()))
         return registry.activate(version, who="tradenb train", why=why), result.metrics
 

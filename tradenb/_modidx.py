@@ -2021,6 +2021,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'tradenb.trading.stages.reason_to_train': ( 'trading/stages.html#reason_to_train',
                                                                                     'tradenb/trading/stages.py'),
                                         'tradenb.trading.stages.reconcile': ('trading/stages.html#reconcile', 'tradenb/trading/stages.py'),
+                                        'tradenb.trading.stages.registry_of': ( 'trading/stages.html#registry_of',
+                                                                                'tradenb/trading/stages.py'),
                                         'tradenb.trading.stages.report': ('trading/stages.html#report', 'tradenb/trading/stages.py'),
                                         'tradenb.trading.stages.signals': ('trading/stages.html#signals', 'tradenb/trading/stages.py'),
                                         'tradenb.trading.stages.summarise': ('trading/stages.html#summarise', 'tradenb/trading/stages.py'),

@@ -27,7 +27,7 @@ from ..core.db import model_activations
 from ..core.errors import ConfigError, InputError, ModelError, NoModelError
 from ..features.sets import feature_set
 from . import metrics, splits
-from .training import TrainingResult, patient_lightgbm, plot_importance
+from .training import TrainingResult, plot_importance
 
 if TYPE_CHECKING:
     import lightgbm
@@ -101,6 +101,7 @@ class Registry:
     def client(self) -> MlflowClient:
         "MLflow's client on this registry; makes the folder on first use."
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         from mlflow import MlflowClient
 
         (self.root / "mlflow").mkdir(parents=True, exist_ok=True)
@@ -212,6 +213,7 @@ def log_artifacts(client: MlflowClient, run_id: str, result: TrainingResult) -> 
 # %% ../../nbs/models/04_registry.ipynb #5a637c6f
 def log_booster(registry: Registry, run_id: str, booster: lightgbm.Booster) -> tuple[str, str]:  # model id, source URI
     "Store the booster as an MLflow model of this run."
+    import lightgbm
     import mlflow
     from mlflow.models.signature import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
@@ -220,7 +222,7 @@ def log_booster(registry: Registry, run_id: str, booster: lightgbm.Booster) -> t
     signature = ModelSignature(Schema(columns), Schema([ColSpec(DataType.double)]))
     mlflow.set_tracking_uri(registry.tracking_uri)
     with mlflow.start_run(run_id=run_id):
-        needs = [f"lightgbm=={patient_lightgbm().__version__}"]
+        needs = [f"lightgbm=={lightgbm.__version__}"]
         info = mlflow.lightgbm.log_model(booster, name="model", signature=signature, pip_requirements=needs)
     return info.model_id, info.model_uri
 
@@ -321,6 +323,7 @@ def load(
     version: int,
 ) -> LoadedModel:
     "Load a version; raises `NoModelError` for an unknown one, `ModelError` when it does not fit its record or the code."
+    import lightgbm
     from mlflow.exceptions import MlflowException
 
     client = registry.client
@@ -332,7 +335,7 @@ def load(
         ) from error
     path = booster_file(registry, f"models:/{registry.name}/{version}")
     check_digest(f"model {registry.name} {version}", path, found.tags)
-    booster = patient_lightgbm().Booster(model_file=str(path))
+    booster = lightgbm.Booster(model_file=str(path))
     check_features(f"model {registry.name} {version}", found.tags, tuple(booster.feature_name()))
     scores = client.get_run(found.run_id).data.metrics if found.run_id else {}
     return LoadedModel(

@@ -5,11 +5,9 @@
 # %% ../../nbs/models/03_training.ipynb #bae78427
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,8 +28,8 @@ if TYPE_CHECKING:
     from tradenb.core.settings import Settings
 
 # %% auto #0
-__all__ = ['Progress', 'TrainingConfig', 'training_config', 'rank_target', 'patient_lightgbm', 'fit', 'predict', 'importance',
-           'plot_importance', 'TrainingResult', 'train', 'retrain_due']
+__all__ = ['Progress', 'TrainingConfig', 'training_config', 'rank_target', 'fit', 'predict', 'importance', 'plot_importance',
+           'TrainingResult', 'train', 'retrain_due']
 
 # %% ../../nbs/models/03_training.ipynb #5b265baa
 @dataclass(frozen=True)
@@ -119,14 +117,6 @@ def rank_target(
     share = (ranks - 0.5) / np.maximum(known.sum(axis=0), 1) - 0.5
     return np.where(known, share * np.sqrt(12), np.nan).astype(np.float32)
 
-# %% ../../nbs/models/03_training.ipynb #a944ebe4
-def patient_lightgbm() -> ModuleType:
-    "LightGBM with threads that sleep while they wait; `OMP_WAIT_POLICY` in the environment has the last word."
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import lightgbm
-
-    return lightgbm
-
 # %% ../../nbs/models/03_training.ipynb #3411466f
 def fit(
     block: FeatureBlock,
@@ -135,7 +125,8 @@ def fit(
     config: TrainingConfig,
 ) -> lightgbm.Booster:  # its best_iteration is the number of trees that predict
     "Fit on the training window, stop on the validation window; raises `InputError` when either has no sample."
-    lightgbm = patient_lightgbm()
+    import lightgbm
+
     x, y = _samples(block, target, fold.train)
     train = lightgbm.Dataset(x, y, feature_name=list(block.names))
     valid = lightgbm.Dataset(*_samples(block, target, fold.valid), reference=train)

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any
 
 import polars as pl
-from sqlalchemy import Engine, delete, insert, select
+from sqlalchemy import delete, insert, select
 
 from ..core.calendar import sessions
 from ..core.clock import SystemClock
@@ -29,7 +29,7 @@ from ..features.sets import feature_set
 from ..market.etl import EtlReport, run_etl
 from ..market.lake import Lake
 from ..market.sources import open_source
-from ..models.registry import LoadedModel, ModelCard, Registry
+from ..models.registry import LoadedModel, ModelCard, Registry, open_registry
 from ..models.training import TrainingResult, retrain_due, train, training_config
 from . import records
 from .pnl import AccountDay, SymbolDay, day_pnl, pnl_frame
@@ -54,9 +54,9 @@ class Trained:
     result: TrainingResult | None  # None when the champion was kept
 
 
-def registry_of(settings: Settings, engine: Engine) -> Registry:
-    "The registry of the strategy."
-    return Registry(settings.root, settings.run.strategy, engine=engine, clock=SystemClock())
+def registry_of(run: Run) -> Registry:
+    "The registry of the run's strategy."
+    return open_registry(run.settings, run.engine)
 
 
 def reason_to_train(run: Run, registry: Registry) -> str | None:
@@ -79,7 +79,7 @@ def reason_to_train(run: Run, registry: Registry) -> str | None:
 # %% ../../nbs/trading/09_stages.ipynb #a09651df
 def training(run: Run) -> Trained:
     "Train, register and activate a model when one is due."
-    registry = registry_of(run.settings, run.engine)
+    registry = registry_of(run)
     why = reason_to_train(run, registry)
     if why is None:
         champion = registry.champion()
