@@ -30,7 +30,7 @@ from tradenb.core.errors import (
     DependencyError,
     InputError,
     ModelError,
-    OrderConflict,
+    OrderError,
     OrderInvalid,
     PortTaken,
     ServiceUnavailable,
@@ -41,8 +41,8 @@ from .logs import bind, get_logger, new_trace_id
 
 # %% ../../nbs/core/07_web.ipynb #e51641ed
 STATUS: list[tuple[type[TradenbError], int]] = [
-    (OrderConflict, 409),
     (OrderInvalid, 422),
+    (OrderError, 409),
     (InputError, 422),
     (ConfigError, 400),
     (DependencyError, 503),
