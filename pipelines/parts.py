@@ -1,5 +1,6 @@
 """The parts of a day by themselves: what `tradenb etl`, `train`, `signals`, `serve` and `runs` do."""
 
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import date
@@ -17,7 +18,7 @@ from tradenb.market.lake import Lake
 from tradenb.trading import records
 from tradenb.trading.run import alone
 from tradenb.trading.service import database_url
-from tradenb.trading.services import APPS, exchange_to_itself, provide_feed
+from tradenb.trading.services import APPS, exchange_to_itself, note_of, provide_feed, with_addresses
 
 
 def take_in(settings: Settings, as_of: date) -> EtlReport:
@@ -92,6 +93,7 @@ def serve_one(
 def serve_all(settings: Settings, through: date | None, say: Callable[[str], None]) -> None:
     "Serve every service on its port until interrupted."
     require_keys(settings)
+    found: dict[str, str] = {}
     with ExitStack() as stack:
         if settings.execution.broker == "exchange":
             stack.enter_context(exchange_to_itself(settings.root))
@@ -100,16 +102,14 @@ def serve_all(settings: Settings, through: date | None, say: Callable[[str], Non
             if name == "exchange" and settings.execution.broker != "exchange":
                 continue
             port = getattr(settings.services, f"{name}_port")
-            settings = with_address(settings, name, f"http://{settings.services.host}:{port}")
+            found[name] = f"http://{settings.services.host}:{port}"
+            settings = with_addresses(settings, found)
             server = Server(make_app(settings, SystemClock()), settings.services.host, port).start()
             stack.callback(server.stop)
             say(f"{name:<14}{server.url}")
+        note_of(settings.root).write_text(json.dumps(found))
         wait_for_signal()
-
-
-def with_address(settings: Settings, name: str, url: str) -> Settings:
-    "Settings in which the service `name` has an address."
-    return settings.model_copy(update={"services": settings.services.model_copy(update={f"{name}_url": url})})
+        note_of(settings.root).unlink()
 
 
 def wait_for_signal() -> None:
