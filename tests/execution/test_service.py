@@ -78,6 +78,10 @@ def test_a_day_goes_through(client: httpx.Client, market: Any, eventually: Any) 
     assert (answer["matched"], answer["differences"], answer["checked"]["orders"]) == (True, [], 8)
     account = client.get("/api/v1/account").json()
     assert account["equity"] == str(market.broker().account().equity)
+    sides = answer["account"]
+    assert sides["ours"] == sides["broker"] == {name: account[name] for name in sides["broker"]}
+    assert sides["broker"].keys() == {"cash", "long_value", "short_value", "equity"}
+    assert float(sides["broker"]["short_value"]) < 0 < float(sides["broker"]["long_value"])
     held = client.get("/api/v1/positions").json()["positions"]
     assert [(p["symbol"], p["qty"]) for p in held][:2] == [("S00", "100"), ("S01", "-100")]
     assert all(p["unrealised_pnl"] is not None for p in held)

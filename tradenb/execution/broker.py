@@ -61,6 +61,8 @@ class BrokerAccount:
     cash: Decimal
     equity: Decimal
     buying_power: Decimal
+    long_value: Decimal
+    short_value: Decimal  # zero or less
 
 # %% ../../nbs/execution/03_broker.ipynb #8d706d12
 def decimal(value: Any) -> Decimal | None:
@@ -402,10 +404,11 @@ class Broker(Submitting):
         return None
 
     def account(self) -> BrokerAccount:
-        "Cash, equity and buying power"
+        "Cash, equity, buying power, and what is held on either side"
         answer = self.read(self.client.get_account)
         amounts = {name: Decimal(str(answer[name])) for name in ("cash", "equity", "buying_power")}
-        return BrokerAccount(status=str(answer["status"]), **amounts)
+        held = {f"{side}_value": Decimal(str(answer[f"{side}_market_value"])) for side in ("long", "short")}
+        return BrokerAccount(status=str(answer["status"]), **amounts, **held)
 
     def now(self) -> datetime:
         "The broker's time, which is the market's"

@@ -15,7 +15,7 @@ from decimal import Decimal
 
 from ..core.clock import new_york
 from ..core.logs import get_logger
-from .broker import BrokerOrder, BrokerPosition, entry_of
+from .broker import BrokerAccount, BrokerOrder, BrokerPosition, entry_of
 from .gateway import Gateway
 from .ledger import Fill, Position, StoredOrder
 from .orders import WORKING, OrderStatus, canonical, from_broker
@@ -143,6 +143,7 @@ class Reconciliation:
 
     differences: tuple[Difference, ...]
     checked: Mapping[str, int]  # how many orders, fills, positions and cash balances were compared
+    account: BrokerAccount  # the broker's account as it was compared
 
     @property
     def matched(self) -> bool:
@@ -180,13 +181,14 @@ def compare(gateway: Gateway, trade_date: date | None = None) -> Reconciliation:
     found += (differing := compare_fills(fills, their_fills))
     symbols, amount = disputed(differing, fills, their_fills)
     found += compare_positions(held, there, symbols)
-    found += compare_cash(ledger.account().cash, broker.account().cash, amount)
+    account = broker.account()
+    found += compare_cash(ledger.account().cash, account.cash, amount)
     found += [
         Difference("cache", line.split(":")[0], line, "", "not the fold of the ledger") for line in ledger.check()
     ]
     open_now = {symbol for symbol, position in held.items() if position.qty} | there.keys()
     counts = {"orders": len(orders), "fills": len(their_fills), "positions": len(open_now), "cash": 1}
-    return Reconciliation(tuple(found), counts)
+    return Reconciliation(tuple(found), counts, account)
 
 
 def disputed(
