@@ -1,6 +1,7 @@
 "Report blocks: text is escaped, numbers are readable, charts are the same every time."
 
 import re
+from datetime import date, timedelta
 from decimal import Decimal
 from html.parser import HTMLParser
 
@@ -12,6 +13,7 @@ from tradenb.trading.report import (
     FORMATS,
     LEFT,
     Block,
+    aligned,
     bars,
     headline,
     histogram,
@@ -26,7 +28,7 @@ from tradenb.trading.report import (
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1, max_size=30)
 decimals = st.decimals(-(10**12), 10**12, places=9)
-floats = st.floats(allow_nan=True, allow_infinity=True, width=64)
+floats = st.one_of(st.floats(-1e300, 1e300), st.sampled_from([float("nan"), float("inf"), float("-inf")]))
 
 
 class Tags(HTMLParser):
@@ -112,3 +114,66 @@ def test_charts_carry_no_address_and_leave_no_global_figure() -> None:
     html = side_by_side(*charts()).html
     assert "http" not in html
     assert pyplot.get_fignums() == []
+
+
+def drawn_texts(block: Block) -> dict[str, float]:
+    "Each text of a chart with its height on the canvas, in points from the top."
+    found = re.findall(
+        r"<text[^>]*?(?:translate\([-\d.]+[ ,]+([-\d.]+)\)|y=\"([-\d.]+)\")[^>]*>([^<]*)</text>", block.html
+    )
+    return {text: float(moved or y) for moved, y, text in found}
+
+
+def test_labels_of_bars_that_hang_from_zero_keep_clear_of_the_axis() -> None:
+    at = drawn_texts(waterfall({"Held": Decimal(0), "Costs": Decimal("-398.87")}, total="P&amp;L", format="money"))
+    assert abs(at["−$398.87"] - at["Costs"]) > 10
+
+
+def test_decimals_within_a_charts_text_are_kept_and_coordinates_are_short() -> None:
+    svg = bars(pl.DataFrame({"name": ["0.0624", "1.23456"], "value": [0.123456, 0.3]}), "name", "value").html
+    assert {"0.0624", "1.23456"} <= drawn_texts(Block(svg)).keys()
+    assert not re.search(r' d="[^"]*\d\.\d{3}', svg)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 40), st.dates(date(2000, 1, 1), date(2100, 1, 1)))
+@example(2, date(2024, 1, 3))
+@example(13, date(2023, 12, 24))
+def test_sessions_are_written_as_dates_and_never_as_hours(sessions: int, first: date) -> None:
+    days = [first + timedelta(days=at) for at in range(sessions)]
+    frame = pl.DataFrame({"date": days, "value": [float(at) for at in range(sessions)]})
+    for block in (lines(frame, "date", ["value"]), bars(frame, "date", "value")):
+        assert not re.search(r"\d\d:\d\d", Tags(block.html).text)
+        if 2 <= sessions <= 12:
+            assert f"{first:%b} {first.day}" in Tags(block.html).text
+
+
+def test_one_value_is_said_instead_of_drawn() -> None:
+    one = pl.DataFrame({"date": [date(2024, 1, 3)], "equity": [999_601.13]})
+    said = lines(one, "date", ["equity"], "Equity", "dollars").html
+    assert "<svg" not in said
+    assert "Equity on 2024-01-03: $999,601" in said
+    assert "no values yet" in lines(one.clear(), "date", ["equity"], "Equity").html
+
+
+def test_counts_are_never_labelled_twice_on_an_axis() -> None:
+    steps = pl.DataFrame({"at": list(range(20)), "symbols": [108] * 15 + [109] * 5})
+    labels = re.findall(r">(10\d)</text>", lines(steps, "at", ["symbols"], format="integer").html)
+    assert len(labels) == len(set(labels)) > 0
+
+
+@given(st.lists(st.decimals(-1000, 1000, places=2), min_size=1, max_size=8))
+def test_aligned_labels_have_alike_decimals_and_the_same_values(values: list[Decimal]) -> None:
+    labels = aligned([str(value) for value in values])
+    assert len({len(label.partition(".")[2]) for label in labels}) == 1
+    assert [Decimal(label) for label in labels] == values
+
+
+def test_dates_in_a_table_stay_on_one_line() -> None:
+    html = table(pl.DataFrame({"day": [date(2024, 1, 3)], "why": ["a long reason"]})).html
+    assert '<td class="tn-l tn-day">2024-01-03</td>' in html
+    assert '<td class="tn-l">a long reason</td>' in html
+
+
+def test_a_table_without_headings_has_no_empty_row_above_it() -> None:
+    assert "<thead" not in table(pl.DataFrame({"a": ["x"], "b": ["y"]}), labels={"a": " ", "b": " "}).html
