@@ -1,6 +1,8 @@
 "Stock alpaca-py and plain HTTP against a running exchange."
 
+import gc
 import json
+import weakref
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
@@ -34,6 +36,7 @@ from hypothesis import strategies as st
 from tradenb.core.clock import new_york
 from tradenb.core.errors import ConfigError, SourceError
 from tradenb.core.settings import load
+from tradenb.core.web import serving
 from tradenb.exchange.service import create_app, from_settings
 
 FRIDAY, MONDAY, TUESDAY, WEDNESDAY = date(2024, 3, 1), date(2024, 3, 4), date(2024, 3, 5), date(2024, 3, 6)
@@ -352,3 +355,14 @@ def test_orders_of_every_kind_survive_the_stock_client(serve):
     after = [exchange.trading.get_order_by_id(order.id) for order in sent]
     assert [o.status.value for o in after] == ["filled", "filled", "new", "filled", "filled", "canceled", "filled"]
     assert Decimal(101) < Decimal(after[3].filled_avg_price) <= Decimal("101.75")
+
+
+def test_a_stopped_exchange_lets_go_of_its_feed(tmp_path, feed):
+    "FastAPI's caches keep a reference to every endpoint: a process that runs many days would keep all their feeds."
+    app = create_app(feed, tmp_path / "exchange.db", key_id="PKTEST", secret_key="secret-of-the-test")
+    seen = weakref.ref(app.state.venue.feed)
+    with serving(app) as url:
+        assert httpx.get(f"{url}/health").status_code == 200
+    del app
+    gc.collect()
+    assert seen() is None

@@ -868,6 +868,7 @@ def _lifespan(venue: Venue) -> web.Lifespan:
     async def life(_app: FastAPI) -> AsyncIterator[None]:
         yield
         venue.store.close()
+        vars(venue).clear()  # FastAPI's caches keep endpoints beyond the application's life, and with them the feed
 
     return life
 
