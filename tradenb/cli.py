@@ -80,10 +80,10 @@ def parse_day(text: str | None) -> date | None:
 
 # %% ../nbs/cli.ipynb #749ef17a
 def console(stderr: bool = False) -> "Console":
-    "A rich console."
+    "A rich console on the stream of this moment: what a notebook captures later is not its screen."
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+    return Console(file=sys.stderr if stderr else sys.stdout, highlight=False, soft_wrap=True)
 
 
 @contextmanager
