@@ -16,11 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, Row, func, insert, select, update
+from sqlalchemy import Connection, Engine, Row, func, insert, select, update
 
 import tradenb
 from ..core.clock import Clock
-from ..core.db import run_stages, runs
+from ..core.db import run_signals, run_stages, runs
 from ..core.errors import InputError
 
 # %% ../../nbs/trading/01_records.ipynb #d47529ef
@@ -71,8 +71,9 @@ def begin(
         if row is None:
             connection.execute(insert(runs), _new_row(spec, clock))
         elif row.status not in DONE:
-            _require_same(row, spec)
-            connection.execute(update(runs).where(runs.c.run_id == spec.run_id).values(status=RUNNING, error=None))
+            changed = {} if row.settings_hash == spec.settings_hash else _started_over(connection, row, spec, clock)
+            same_run = update(runs).where(runs.c.run_id == spec.run_id)
+            connection.execute(same_run.values(changed | dict(status=RUNNING, error=None)))
         return connection.execute(select(runs).where(runs.c.run_id == spec.run_id)).one()
 
 
@@ -84,11 +85,15 @@ def _new_row(spec: RunSpec, clock: Clock) -> dict[str, Any]:
     return same | dict(symbols=list(spec.symbols), status=RUNNING, code_version=code_version(), started_at=clock.now())
 
 
-def _require_same(row: Row[Any], spec: RunSpec) -> None:
-    if row.settings_hash != spec.settings_hash:
+def _started_over(connection: Connection, row: Row[Any], spec: RunSpec, clock: Clock) -> dict[str, Any]:
+    "The row under other settings; `InputError` when the run has done something under the former ones."
+    done = select(run_stages.c.run_id).where(run_stages.c.run_id == spec.run_id, run_stages.c.status == COMPLETED)
+    planned = select(run_signals.c.run_id).where(run_signals.c.run_id == spec.run_id)
+    if connection.execute(done.union(planned).limit(1)).first():
         raise InputError(
             f"run {spec.run_id} began under settings {row.settings_hash}, these are {spec.settings_hash}: finish it with the settings it began with, or choose another date"
         )
+    return _new_row(spec, clock)
 
 # %% ../../nbs/trading/01_records.ipynb #be74f6ec
 def begin_stage(engine: Engine, run_id: str, stage: str, now: datetime) -> None:
