@@ -17,6 +17,7 @@ from tradenb.core.clock import Stopwatch, SystemClock
 from tradenb.core.errors import RunFailed, TradenbError, one_line
 from tradenb.core.logs import bind, get_logger
 from tradenb.trading import records
+from tradenb.trading.pages import STAGES as PAGES
 from tradenb.trading.run import open_run, run_folder, say
 
 STAGES = ("etl", "train", "signals", "trade", "reconcile", "report")
@@ -70,8 +71,8 @@ def stage(name: str, root: str, trade_date: str, run_id: str) -> None:
 def render_stage(notebook: Path, trade_date: str) -> Path:
     "The page of an executed stage notebook, with links to the other stages of the day."
     page = notebook.with_suffix(".html")
-    links = [("All runs", INDEX), *((name.capitalize(), f"{i}_{name}.html") for i, name in enumerate(STAGES, 1))]
-    render(notebook, page, f"{notebook.stem[2:].capitalize()} · {trade_date}", links)
+    title, _ = PAGES[notebook.stem[2:]]
+    render(notebook, page, f"{title} · {trade_date}", [("All runs", INDEX), *PAGES.values()])
     return page
 
 

@@ -18,7 +18,7 @@ import nbformat
 import polars as pl
 
 from pipelines.engine import error_class, write_whole
-from tradenb.trading.report import CSS, DARK, HALF, Block, bars, lines, side_by_side, text_of, tiles
+from tradenb.trading.report import CSS, DARK, HALF, Block, Verdict, bars, headline, lines, side_by_side, text_of, tiles
 
 HIDDEN_TAGS = {"remove-cell", "parameters", "injected-parameters", "papermill-error-cell-tag"}
 
@@ -154,6 +154,12 @@ class IndexRow:
 
 COLUMNS = ("Date", "Run", "Status", "P&L", "Equity", "Orders", "Fills", "Reconciled")
 STATUS = {"completed": "green", "partially_completed": "amber", "failed": "red", "running": "blue"}
+SENTENCES = {
+    "completed": "completed",
+    "partially_completed": "completed in part: look at its orders",
+    "failed": "failed: its page says why",
+    "running": "is under way",
+}
 
 
 def write_index(
@@ -162,31 +168,42 @@ def write_index(
 ) -> Path:  # The page
     "An overview of all runs, newest first, as a plain file."
     newest_first = sorted(rows, key=lambda row: (row.trade_date, row.run_id), reverse=True)
-    blocks = [Block("<h1>Runs</h1>"), *(_summary(newest_first) if rows else []), _index_table(newest_first)]
+    blocks = [_headline(newest_first), *_summary(newest_first), _index_table(newest_first)]
     path = runs_folder / "index.html"
     write_whole(path, page("tradenb runs", "\n".join(block.html for block in blocks), []))
     return path
 
 
-def _summary(rows: Sequence[IndexRow]) -> list[Block]:
-    days = _by_day(rows)
-    total, checked = (
-        sum((r.pnl for r in days if r.pnl is not None), Decimal(0)),
-        [r for r in days if r.reconciled is not None],
-    )
+def _headline(newest_first: Sequence[IndexRow]) -> Block:
+    if not newest_first:
+        return Block("<h1>Runs</h1>")
+    last, days = newest_first[0], sorted({row.trade_date for row in newest_first})
+    verdict: Verdict = {"completed": "green", "failed": "red"}.get(last.status, "amber")  # type: ignore[assignment]
+    said = f"The newest run, for {last.trade_date}, {SENTENCES.get(last.status, f'is {last.status}')}."
+    books = ["Its books do not agree with the broker's."] if last.reconciled is False else []
+    return headline("Runs", f"{days[0]} to {days[-1]}" if len(days) > 1 else str(days[0]), verdict, [said, *books])
+
+
+def _summary(newest_first: Sequence[IndexRow]) -> list[Block]:
+    days = _by_day(newest_first)
+    if not days:
+        return []
+    total = sum((row.pnl for row in days if row.pnl is not None), Decimal(0))
+    checked = [row.reconciled for row in days if row.reconciled is not None]
+    failed = sum(row.status == "failed" for row in newest_first)
     figures = {
-        "Trading days": (f"{len(days):,}", f"{days[0].trade_date} to {days[-1].trade_date}"),
-        "P&L": (text_of(total, "pnl"), "over all days"),
-        "Equity": (text_of(days[-1].equity, "money"), "at the last close"),
-        "Reconciled": (f"{sum(bool(r.reconciled) for r in checked)} of {len(checked)}", "days that were checked"),
-    }
+        "Trading days": (f"{len(days):,}", f"of {len(newest_first):,} runs" if len(newest_first) > len(days) else "one run each"),
+        "P&L": (text_of(total, "pnl"), "over all days" if len(days) > 1 else "on the first day"),
+        "Equity": (text_of(days[-1].equity, "money"), f"at the close of {days[-1].trade_date}"),
+        "Reconciled": (f"{sum(checked)} of {len(checked)}", "days that were checked"),
+    } | ({"Failed": (f"{failed:,}", "runs, marked below")} if failed else {})  # fmt: skip
     return [tiles(figures), *(_charts(days) if len(days) > 1 else [])]
 
 
-def _by_day(rows: Sequence[IndexRow]) -> list[IndexRow]:
+def _by_day(newest_first: Sequence[IndexRow]) -> list[IndexRow]:
     "The last run of each day that ended with an account, oldest first."
-    done = {row.trade_date: row for row in reversed(rows) if row.equity is not None}
-    return [done[day] for day in sorted(done)] or list(reversed(rows))
+    done = {row.trade_date: row for row in reversed(newest_first) if row.equity is not None}
+    return [done[day] for day in sorted(done)]
 
 
 def _charts(days: Sequence[IndexRow]) -> list[Block]:
@@ -218,7 +235,7 @@ def _index_row(row: IndexRow) -> str:
     sign = "" if not row.pnl else " class=tn-up" if row.pnl > 0 else " class=tn-down"
     reconciled = {True: "yes", False: "no", None: "–"}[row.reconciled]
     return (
-        f"<tr><td class=tn-l>{row.trade_date}</td>"
+        f"<tr{' class=tn-bad' if row.status == 'failed' else ''}><td class=tn-l>{row.trade_date}</td>"
         f'<td class=tn-l><a href="{escape(row.address)}">{escape(row.run_id)}</a></td>'
         f'<td class=tn-l><span class="badge {STATUS.get(row.status, "blue")}">{escape(row.status.replace("_", " "))}</span></td>'
         f"<td{sign}>{text_of(row.pnl, 'pnl')}</td><td>{text_of(row.equity, 'money')}</td>"

@@ -1183,6 +1183,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'tradenb/market/quality.py'),
                                         'tradenb.market.quality.Limits': ('market/quality.html#limits', 'tradenb/market/quality.py'),
                                         'tradenb.market.quality.Rule': ('market/quality.html#rule', 'tradenb/market/quality.py'),
+                                        'tradenb.market.quality.Rule.broken': ( 'market/quality.html#rule.broken',
+                                                                                'tradenb/market/quality.py'),
                                         'tradenb.market.quality.Rule.expectation': ( 'market/quality.html#rule.expectation',
                                                                                      'tradenb/market/quality.py'),
                                         'tradenb.market.quality._context': ('market/quality.html#_context', 'tradenb/market/quality.py'),

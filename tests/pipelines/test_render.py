@@ -146,3 +146,28 @@ def test_no_run_id_or_status_can_inject_markup(tmp_path_factory: pytest.TempPath
     odd.feed(write_index(folder, [IndexRow(date(2024, 1, 2), text, text, text)]).read_text())
     assert odd.tags == plain.tags
     assert text in "".join(odd.seen)
+
+
+def test_the_index_begins_with_how_the_newest_run_went(tmp_path: Path) -> None:
+    failed = row(3, status="failed", pnl=None, equity=None, orders=None, fills=None)
+    html = write_index(tmp_path, [row(1), failed, row(2)]).read_text()
+    assert "The newest run, for 2024-01-04, failed" in html
+    assert '<div class="tn-verdict tn-red">' in html
+    assert "<tr class=tn-bad><td class=tn-l>2024-01-04" in html
+    assert "for 2024-01-02, completed." in write_index(tmp_path, [row(1)]).read_text()
+
+
+def test_the_index_shows_no_figures_that_no_run_has_earned(tmp_path: Path) -> None:
+    failed = row(1, status="failed", pnl=None, equity=None, orders=None, fills=None)
+    html = write_index(tmp_path, [failed]).read_text()
+    assert not any(figure in html for figure in ("$0.00", "0 of 0", "tn-tile><"))
+    assert "<svg" not in write_index(tmp_path, [row(1), failed]).read_text()
+
+
+def test_the_navigation_calls_the_stages_what_their_pages_are_called(tmp_path: Path) -> None:
+    from pipelines.flows import render_stage
+
+    executed(tmp_path, "# Model", "1").rename(tmp_path / "2_train.ipynb")
+    html = render_stage(tmp_path / "2_train.ipynb", "2024-01-03").read_text()
+    assert '<a href="1_etl.html">Market data</a><a href="2_train.html" aria-current=page>Model</a>' in html
+    assert "<title>Model · 2024-01-03</title>" in html

@@ -10,12 +10,12 @@ __all__ = ['Finding', 'CHECKS', 'KINDS', 'TABLES', 'WINDOWS', 'STATUS', 'STEPS',
            'etl_actions', 'etl_quarantine', 'etl_freshness', 'vintage_table', 'vintage_text', 'warnings_of', 'Record',
            'record_of', 'stored_record', 't_statistic', 'model_findings', 'train_headline', 'model_tiles',
            'folds_chart', 'ic_chart', 'equity_frame', 'performance_charts', 'importance_chart', 'folds_table',
-           'card_table', 'facts_table', 'previous_signals', 'side_of', 'newcomers', 'with_sectors', 'left_out',
-           'SignalPage', 'signal_page', 'signals_headline', 'mean_of', 'signal_tiles', 'prediction_chart',
-           'signal_lists', 'sector_chart', 'left_out_note', 'signal_papers', 'with_costs', 'TradePage', 'trade_page',
-           'status_name', 'trade_headline', 'trade_tiles', 'fills_charts', 'orders_table', 'skip_reason',
-           'skipped_table', 'purposes_table', 'flips_note', 'life_frame', 'life_chart', 'compared',
-           'reconcile_headline', 'checked_table', 'differences_table', 'account_table', 'account_at', 'exposure_chart',
+           'card_table', 'facts_table', 'previous_signals', 'side_of', 'newcomers', 'with_sectors', 'SignalPage',
+           'signal_page', 'signals_headline', 'mean_of', 'signal_tiles', 'prediction_chart', 'signal_lists',
+           'sector_chart', 'left_out_table', 'signal_papers', 'with_costs', 'TradePage', 'trade_page', 'status_name',
+           'trade_headline', 'trade_tiles', 'fills_charts', 'orders_table', 'skip_reason', 'skipped_table',
+           'purposes_table', 'flips_note', 'life_frame', 'life_chart', 'compared', 'reconcile_headline',
+           'checked_table', 'differences_table', 'amount', 'sides_table', 'account_table', 'account_at',
            'positions_table', 'reconcile_tiles', 'previous_summary', 'day_verdict', 'day_sentences', 'day_headline',
            'day_tiles', 'pnl_parts', 'pnl_waterfall', 'names_chart', 'equity_chart', 'stage_fact', 'stages_block',
            'day_stages', 'sessions_frame', 'recent_summaries', 'day_changes', 'provenance']
@@ -55,6 +55,7 @@ from tradenb.trading.report import (
     histogram,
     lines,
     note,
+    scale,
     side_by_side,
     style,
     table,
@@ -243,10 +244,13 @@ def quarantine_table(off: pl.DataFrame, most: int = 20) -> Block:
     "The quarantined rows, worst first."
     if not len(off):
         return note("No row was quarantined.")
-    whole = [pl.col("date").map_elements(unbroken, pl.String), pl.col("check").map_elements(unbroken, pl.String)]
+    whole = [
+        pl.col("date").map_elements(unbroken, pl.String),
+        named_check(off)["check"].map_elements(unbroken, pl.String),
+    ]
     return table(
-        named_check(off).with_columns(whole),
-        {"close": "price", "last_good": "price", "distance": "change"},
+        off.with_columns(whole),
+        {"close": "price", "last_good": "price", "distance": "percent"},
         "Quarantined rows, the furthest off first",
         max_rows=most,
         labels={"last_good": "Last good close", "distance": "Off by", "close": "Close"},
@@ -607,11 +611,6 @@ def with_sectors(frame: pl.DataFrame, universe: pl.DataFrame, day: date) -> pl.D
     "The frame with each name's sector on `day`."
     return frame.join(members(universe, day), on="symbol", how="left", maintain_order="left")
 
-
-def left_out(frame: pl.DataFrame, universe: pl.DataFrame, day: date) -> list[str]:
-    "Members on `day` that got no prediction."
-    return sorted(set(members(universe, day)["symbol"]) - set(frame["symbol"]))
-
 # %% ../../nbs/trading/10_pages.ipynb #9750b793
 @dataclass(frozen=True)
 class SignalPage:
@@ -619,8 +618,12 @@ class SignalPage:
 
     signals: Signals
     frame: pl.DataFrame  # symbol, predicted_return, rank, target_weight, sector, new
-    missing: list[str]  # Members without a prediction
     first: bool  # Is there nothing to compare with?
+
+    @property
+    def missing(self) -> list[str]:
+        "Members without a prediction."
+        return self.signals.left_out["symbol"].to_list()
 
     @property
     def changed(self) -> int:
@@ -638,9 +641,7 @@ def signal_page(run: Run, signals: Signals) -> SignalPage:
     fresh = newcomers(signals.frame, before)
     frame = with_sectors(signals.frame, universe, run.as_of)
     frame = frame.with_columns(new=pl.col("symbol").is_in(list(fresh or ())))
-    asked = run.row.symbols or None
-    missing = [s for s in left_out(signals.frame, universe, run.as_of) if asked is None or s in asked]
-    return SignalPage(signals, frame, missing, before is None)
+    return SignalPage(signals, frame, before is None)
 
 
 def signals_headline(run: Run, page: SignalPage) -> Block:
@@ -695,7 +696,7 @@ def prediction_chart(page: SignalPage) -> Block:
         values = [part["predicted_return"].to_list() for part in parts.values()]
         axes.hist(values, 40, stacked=True, color=list(colours.values()), label=list(parts), rwidth=0.9)
         axes.legend(loc="upper left", ncols=1)
-        axes.xaxis.set_major_formatter(lambda value, _: text_of(value, "percent").replace(".00", ""))
+        scale(axes, "percent", "x")
         return chart(figure, "Predicted returns across the universe", "Scaled to mean 0 and deviation 2%; the groups held should be the two tails")  # fmt: skip
 
 
@@ -728,7 +729,7 @@ def sector_chart(page: SignalPage) -> Block:
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")
-        axes.xaxis.set_major_formatter(lambda value, _: text_of(value, "percent").replace(".00", ""))
+        scale(axes, "percent", "x")
         figure.legend(loc="outside upper right", ncols=3)
         return chart(
             figure,
@@ -737,11 +738,12 @@ def sector_chart(page: SignalPage) -> Block:
         )
 
 
-def left_out_note(run: Run, page: SignalPage) -> Block:
-    "Who could not be ranked and why."
+def left_out_table(page: SignalPage, most: int = 20) -> Block:
+    "Who could not be ranked, with the service's reason."
     if not page.missing:
-        return note(f"Every member of the universe on {short_day(run.as_of)} was ranked.")
-    return note(f"Not ranked, because there is no good bar of {short_day(run.as_of)}: {listed(page.missing, 40)}.")
+        return note("Every name that was asked for was ranked.")
+    rows = page.signals.left_out.with_columns(pl.col("reason").map_elements(sentence, pl.String))
+    return table(rows, caption="Left out", max_rows=most)
 
 
 def signal_papers(page: SignalPage) -> Block:
@@ -894,7 +896,7 @@ def _moves(filled: pl.DataFrame) -> Block:
             )
         axes.axhline(0, color=PALETTE["muted"], linewidth=0.8)
         axes.xaxis.set_major_formatter(lambda value, _: "$" + text_of(value, "compact"))
-        axes.yaxis.set_major_formatter(lambda value, _: text_of(round(value, 9), "percent").replace(".00", ""))
+        scale(axes, "percent")
         figure.legend(loc="outside upper right", ncols=2)
         return chart(
             figure,
@@ -941,7 +943,12 @@ def orders_table(page: TradePage, most: int = 60) -> Block:
         "cost_share": "Slippage, bps",
         "notional": "Value",
     }
-    return table(rows.select(columns), formats, "Orders", lambda row: None if row["status"] in ("Filled", STATUS["dry_run"]) else "bad", most, labels)  # fmt: skip
+    closed = (
+        " (a dash under Close: the position is gone, and the broker quotes it no longer)"
+        if rows["close"].null_count()
+        else ""
+    )
+    return table(rows.select(columns), formats, "Orders" + closed, lambda row: None if row["status"] in ("Filled", STATUS["dry_run"]) else "bad", most, labels)  # fmt: skip
 
 
 def skip_reason(reason: str) -> str:
@@ -1038,7 +1045,7 @@ def compared(checked: Mapping[str, int]) -> str:
 def reconcile_headline(run: Run, result: Reconciled) -> Block:
     "Do the books agree?"
     if result.matched:
-        return headline("Reconciliation", subtitle(run), "green", ["Our books and the broker's agree, line by line.", f"Compared: {compared(result.checked)}. Cash agrees to the cent, positions to the share."])  # fmt: skip
+        return headline("Reconciliation", subtitle(run), "green", ["Our books and the broker's agree, line by line.", f"Compared: {compared(result.checked)}; orders and fills reach back one week. Cash agrees to the cent, positions to the share."])  # fmt: skip
     first = result.differences.row(0, named=True)
     texts = [f"Our books and the broker's differ in {counted(result.differences.height, 'line')}.", sentence(f"the first: {first['kind']} {first['key']}, ours {first['ours']}, the broker's {first['broker']}: {first['cause']}")]  # fmt: skip
     return headline("Reconciliation", subtitle(run), "red", texts)
@@ -1076,12 +1083,33 @@ LINES = {
 }
 
 
+def amount(book: Mapping[str, Any], name: str) -> float | None:
+    "A figure of an account in USD, None when the account does not have it."
+    value = book.get(name)
+    return None if value is None else float(value)
+
+
+def sides_table(result: Reconciled) -> Block:
+    "The account as our books have it beside the broker's own figures."
+    ours, broker = result.sides["ours"], result.sides["broker"]
+    rows = [dict(line=LINES[name], ours=amount(ours, name), broker=amount(broker, name)) for name in broker]
+    frame = pl.DataFrame(rows, schema={"line": pl.String, "ours": pl.Float64, "broker": pl.Float64})
+    frame = frame.with_columns(difference=(pl.col("ours") - pl.col("broker")).round(2))
+    formats: dict[str, Format] = {"ours": "money", "broker": "money", "difference": "flow"}
+    return table(
+        frame,
+        formats,
+        "The account at the close, in both books",
+        lambda row: "bad" if row["difference"] else "total" if row["line"] == LINES["equity"] else None,
+        labels={"line": " ", "broker": "The broker's"},
+    )
+
+
 def account_table(opened: Mapping[str, Any], closed: Mapping[str, Decimal]) -> Block:
     "The account before the session and at its close."
-    amount = lambda book, name: float(Decimal(str(book.get(name) or 0)))
     rows = [dict(line=text, open=amount(opened, name), close=amount(closed, name)) for name, text in LINES.items()]
     frame = pl.DataFrame(rows).with_columns(change=pl.col("close") - pl.col("open"))
-    return table(frame, {"open": "money", "close": "money", "change": "pnl"}, "Before the session and at its close", lambda row: "total" if row["line"] == "Equity" else None, labels={"line": " ", "open": "Before the session", "close": "At the close"})  # fmt: skip
+    return table(frame, {"open": "money", "close": "money", "change": "flow"}, "Before the session and at its close", lambda row: "total" if row["line"] == "Equity" else None, labels={"line": " ", "open": "Before the session", "close": "At the close"})  # fmt: skip
 
 
 def account_at(run: Run, moment: str) -> dict[str, Any]:
@@ -1094,13 +1122,6 @@ def account_at(run: Run, moment: str) -> dict[str, Any]:
     with run.engine.connect() as connection:
         row = connection.execute(query).one_or_none()
     return dict(row._mapping) if row else {}
-
-
-def exposure_chart(account: Mapping[str, Decimal], capital: Decimal) -> Block:
-    "Long, short, gross and net as a share of the capital."
-    long, short = float(account["long_value"]), -abs(float(account["short_value"]))
-    frame = pl.DataFrame({"name": ["Long", "Short", "Gross", "Net"], "share": [v / float(capital) for v in (long, short, long - short, long + short)]})  # fmt: skip
-    return bars(frame, "name", "share", "Exposure", "percent", f"Of {text_of(capital, 'dollars')} capital; a market-neutral book has long and short alike and a net near zero", horizontal=True, signed=True)  # fmt: skip
 
 
 def positions_table(result: Reconciled, most: int = 20) -> Block:
@@ -1135,7 +1156,7 @@ def reconcile_tiles(run: Run, result: Reconciled) -> Block:
             "Positions": (f"{held.height}", f"{held.filter(pl.col('qty') > 0).height} long, {held.filter(pl.col('qty') < 0).height} short"),
             "Gross": (text_of(float((long - short) / run.row.capital), "percent"), "long plus short, of capital"),
             "Net": (text_of(float((long + short) / run.row.capital), "change"), "long less short, of capital"),
-            "Unrealised": (text_of(a["unrealised_pnl"], "pnl"), "of the positions held"),
+            "Unrealised": (text_of(a["unrealised_pnl"], "gain"), "of the positions held"),
         }
     )  # fmt: skip
 
@@ -1188,7 +1209,7 @@ def day_tiles(day: DayReport) -> Block:
     )
     return tiles(
         {
-            "P&L": (text_of(day.account.pnl, "pnl"), "today, all costs included"),
+            "P&L": (text_of(day.account.pnl, "gain"), "today, all costs included"),
             "Return": (text_of(day.account.daily_return, "change"), "on the equity of the day before" if history.height > 1 else "on the capital"),
             "Equity": (text_of(day.account.end_equity, "dollars"), f"since the first close: {since}" if history.height > 1 else "at the first close"),
             "Orders": (f"{s.get('orders') or 0}", f"{s.get('fills') or 0} fills"),
@@ -1238,13 +1259,8 @@ def names_chart(day: DayReport, most: int = 8) -> Block:
 
 def equity_chart(day: DayReport) -> Block:
     "Equity at each close."
-    if day.history.height < 2:
-        return note("The equity curve begins with the second day.")
-    frame = (
-        day.history if day.history.height > 12 else day.history.with_columns(pl.col("trade_date").dt.strftime("%b %d"))
-    )
     return lines(
-        frame,
+        day.history,
         "trade_date",
         ["equity"],
         "Equity",
@@ -1269,7 +1285,7 @@ def stage_fact(stage: str, facts: Mapping[str, Any]) -> str:
     said: dict[str, Callable[[], str]] = {
         "etl": lambda: f"{counted(f.get('sessions', 0), 'new session')}, {f.get('symbols', 0):,} symbols, {f.get('quarantined', 0):,} rows in quarantine",
         "train": lambda: f"version {f.get('model_version')} " + ("trained and activated" if f.get("trained") else "kept"),
-        "signals": lambda: f"{f.get('longs', 0)} long and {f.get('shorts', 0)} short of {f.get('names', 0):,} names",
+        "signals": lambda: f"{f.get('longs', 0)} long and {f.get('shorts', 0)} short of {f.get('names', 0):,} names" + (f", {f['left_out']} left out" if f.get("left_out") else ""),
         "trade": lambda: f"{counted(f.get('orders', 0), 'order')}, {counted(f.get('fills', 0), 'fill')}",
         "reconcile": lambda: "the books agree" if f.get("matched") else counted(f.get("differences", 0), "difference"),
     }  # fmt: skip

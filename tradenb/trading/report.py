@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PALETTE', 'DARK', 'SERIES', 'CSS', 'Verdict', 'Format', 'FORMATS', 'COLOURED', 'DAYS', 'LEFT', 'Tint', 'FULL', 'HALF',
            'FEW', 'themed', 'Block', 'side_by_side', 'headline', 'text_of', 'tiles', 'table', 'note', 'style', 'canvas',
-           'chart', 'short_date', 'aligned', 'scale', 'lines', 'bars', 'histogram', 'waterfall']
+           'chart', 'aligned', 'scale', 'lines', 'bars', 'histogram', 'waterfall']
 
 # %% ../../nbs/trading/07_report.ipynb #68c5eda6
 import contextlib
@@ -353,7 +353,7 @@ def _shortened(tag: re.Match[str]) -> str:
 FEW = 12  # So many dates can each carry a label
 
 
-def short_date(day: date, year: bool) -> str:
+def _date_label(day: date, year: bool) -> str:
     "As in `Jan 9`, or `Jan 9, 2024`."
     return f"{day:%b} {day.day}" + (f", {day.year}" if year else "")
 
@@ -364,7 +364,7 @@ def _along(axes: "Axes", values: Sequence[Any]) -> list[Any]:
     if not days or len(days) < len(values) or len(days) > FEW:
         return list(values)
     years = len({day.year for day in days}) > 1
-    axes.set_xticks(range(len(days)), [short_date(day, years) for day in days])
+    axes.set_xticks(range(len(days)), [_date_label(day, years) for day in days])
     return list(range(len(days)))
 
 # %% ../../nbs/trading/07_report.ipynb #13ae8c89
