@@ -35,7 +35,15 @@ def scheduler(root: Path) -> Iterator[str]:
         with temporary_settings({PREFECT_API_URL: f"{server.url}/api"}):
             yield f"{server.url}/api"
     finally:
+        deliver_events()
         server.stop()
+
+
+def deliver_events() -> None:
+    "Hand over what the flows have to tell, and forget the way to this server: its events would be tried for minutes after it is gone."
+    from prefect.events.worker import EventsWorker
+
+    EventsWorker.drain_all(timeout=5, at_exit=False)
 
 
 def prepare(root: Path) -> None:
