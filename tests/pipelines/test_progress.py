@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import nbformat
+import polars as pl
 
 from pipelines.engine import run_notebook
-from tradenb.cli import live
+from tradenb.cli import live, show_frame
 
 
 def test_a_stage_speaks_to_the_screen_and_not_into_its_report(tmp_path: Path, capsys) -> None:
@@ -20,3 +21,10 @@ def test_a_stage_speaks_to_the_screen_and_not_into_its_report(tmp_path: Path, ca
     assert "halfway there" in capsys.readouterr().err
     shown = [o["text"] for cell in nbformat.read(out, as_version=4).cells for o in cell.get("outputs", [])]
     assert shown == ["kept\n"]
+
+
+def test_a_table_that_goes_to_a_file_is_not_folded_to_eighty_columns(capsys, monkeypatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    name = "2017-01-17-alpha158_ls"
+    show_frame(pl.DataFrame({"run": [name], **{f"column_{i}": ["1234567890"] for i in range(8)}}), "runs")
+    assert name in capsys.readouterr().out
