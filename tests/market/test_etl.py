@@ -16,10 +16,11 @@ import pytest
 from tradenb.core.calendar import next_session, previous_session, sessions, shift
 from tradenb.core.clock import SimulatedClock, new_york
 from tradenb.core.errors import FreshnessError, InputError, QualityError, SourceError
-from tradenb.core.settings import Settings
+from tradenb.core.settings import Settings, load
 from tradenb.market.etl import EtlReport, run_etl
 from tradenb.market.lake import TABLES, Lake
 from tradenb.market.quality import release, sample_bars
+from tradenb.market.sources import open_source
 
 DAYS = sessions(date(2023, 10, 2), date(2024, 3, 28))
 BARS = sample_bars(DAYS, symbols=12, seed=11)
@@ -297,44 +298,35 @@ def test_a_universe_without_history_is_warned_of(etl: Callable[..., EtlReport], 
     assert any("Survivorship" in text for text in etl(Survivors(), lake, LAST).warnings)
 
 
-KILLED = """
-import sys
-from datetime import date
-from tradenb.core.calendar import next_session
-from tradenb.core.clock import SimulatedClock, new_york
-from tradenb.core.settings import load
-from tradenb.market.etl import run_etl
-from tradenb.market.lake import Lake
-from tradenb.market.sources import open_source
-settings = load({"core.root": sys.argv[1], "demo.symbols": 20, "demo.years": 1}, env={})
-day = date.fromisoformat(sys.argv[2])
-source = open_source(settings)
-source.market(day)
-import great_expectations
-print("ready", flush=True)
-run_etl(settings, source, Lake(settings.root / "lake"), day, SimulatedClock(new_york(next_session(day), 9)))
-"""
+def demo_day(root: Path) -> Lake:
+    "A day's ETL of the simulated market into a lake below `root`."
+    settings = load({"core.root": str(root), "demo.symbols": 20, "demo.years": 1}, env={})
+    lake, day = Lake(settings.root / "lake"), date(2018, 11, 29)
+    run_etl(settings, open_source(settings), lake, day, SimulatedClock(new_york(next_session(day), 9)))
+    return lake
 
 
 def test_a_killed_run_is_finished_by_the_next_one(tmp_path: Path) -> None:
-    def start(root: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(root), "2018-11-29"],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
-
-    whole_run, run = start(tmp_path / "whole"), start(tmp_path / "killed")
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    run = subprocess.Popen(
+        [sys.executable, __file__, str(killed)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
     assert run.stdout is not None
+    expected = demo_day(whole)
     assert run.stdout.readline() == "ready\n"
-    while not (tmp_path / "killed" / "lake" / "raw_bars" / "_delta_log").exists():
+    while not (killed / "lake" / "raw_bars" / "_delta_log").exists():
         time.sleep(0.005)
     os.kill(run.pid, signal.SIGKILL)
     assert run.wait() != 0
-    assert not Lake(tmp_path / "killed" / "lake").exists("bars")
-    assert [start(tmp_path / "killed").wait(), whole_run.wait()] == [0, 0]
-    killed, whole = Lake(tmp_path / "killed" / "lake"), Lake(tmp_path / "whole" / "lake")
+    assert not Lake(killed / "lake").exists("bars")
+    found = demo_day(killed)
     for table in TABLES:
         stamps = [name for name in ("ingested_at", "found_at") if name in TABLES[table].schema]
-        assert killed.read(table).drop(stamps).equals(whole.read(table).drop(stamps)), table
+        assert found.read(table).drop(stamps).equals(expected.read(table).drop(stamps)), table
+
+
+if __name__ == "__main__":  # the process that is killed
+    import great_expectations  # noqa: F401
+
+    print("ready", flush=True)
+    demo_day(Path(sys.argv[1]))

@@ -4,6 +4,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import polars as pl
+import polars.selectors as cs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,16 @@ from tradenb.core.clock import new_york
 from tradenb.core.errors import InputError, QualityError
 from tradenb.market.demo import simulate
 from tradenb.market.lake import TABLES, Lake
-from tradenb.market.quality import GateResult, Limits, release, run_gate, sample_bars
+from tradenb.market.quality import (
+    GateResult,
+    Limits,
+    observe_rows,
+    release,
+    row_checks,
+    run_gate,
+    sample_bars,
+    validate,
+)
 
 DAYS = sessions(date(2024, 1, 2), date(2024, 3, 28))
 CLEAN = sample_bars(DAYS, symbols=12, seed=5)
@@ -239,6 +249,25 @@ def test_a_handful_of_bad_rows_does_not_stop_a_small_delivery_but_all_bad_does()
 def test_a_delivery_without_the_columns_of_bars_is_refused_whole(rows: pl.DataFrame, says: str) -> None:
     with pytest.raises(QualityError, match=says):
         gate(rows)
+
+
+NUMBERS = st.sampled_from([None, float("nan"), float("inf"), -float("inf"), 0.0, -1.0, 1e-7, 5.0, 100.0, 101.0])
+ODD_ROWS = st.lists(st.tuples(*[NUMBERS] * 4, st.sampled_from([None, -1, 0, 7]), NUMBERS), min_size=1, max_size=8)
+
+
+@given(ODD_ROWS)
+@settings(max_examples=8, deadline=None)
+def test_a_rule_as_an_expression_breaks_where_great_expectations_breaks_it(odd: list[tuple]) -> None:
+    days = {"symbol": pl.lit("S004"), "date": pl.Series(DAYS[: len(odd)])}
+    values = pl.DataFrame(
+        odd, schema=dict.fromkeys(PRICES, pl.Float64) | {"volume": pl.Int64, "vwap": pl.Float64}, orient="row"
+    )
+    rows = observe_rows(values.with_columns(**days), DAYS[-1])
+    _, failing = validate(rows, row_checks(), "agreement")
+    without_nan = rows.with_columns(cs.float().fill_nan(None))
+    for check in row_checks():
+        broken = without_nan.filter(pl.any_horizontal(rule.broken() for rule in check.rules))["row"]
+        assert sorted(broken) == sorted(failing.filter(check=check.name)["row"]), check.name
 
 
 def test_great_expectations_own_results_are_kept() -> None:

@@ -15,7 +15,16 @@ from tradenb.core.errors import ConfigError, InputError, SourceError, TradenbErr
 from tradenb.core.settings import Settings
 from tradenb.exchange.feed import Feed
 from tradenb.market.demo import BAR_SCHEMA
-from tradenb.market.sources import UNIVERSE_SCHEMA, DemoSource, FilesSource, TextFormat, open_source, usable, write_feed
+from tradenb.market.sources import (
+    UNIVERSE_SCHEMA,
+    DemoSource,
+    FilesSource,
+    TextFormat,
+    known_by,
+    open_source,
+    usable,
+    write_feed,
+)
 
 HEADER = "symbol,date,open,high,low,close,volume\n"
 ROWS = "AAPL,2014-02-03,71.8,72.53,71.33,71.65,100366000\nAAPL,2014-02-04,72.26,72.78,71.82,72.68,94170000\nMSFT,2014-02-03,37.74,37.99,36.43,36.48,64063100\n"
@@ -181,6 +190,13 @@ def test_membership_as_of_a_day_does_not_know_the_future(as_of):
     assert universe["start"].max() <= as_of and (universe["end"].drop_nulls() < as_of).all()
     alive = universe.filter(pl.col("end").is_null())["symbol"].to_list()
     assert alive == SMALL.truth(as_of, as_of)["symbol"].to_list()
+
+
+@pytest.mark.parametrize("as_of", [date(2020, 3, 2), date(2021, 6, 30), SMALL.last_date])
+def test_membership_asked_for_without_prices_is_that_of_the_market_with_them(as_of):
+    market = SMALL.market(as_of)
+    assert_frame_equal(SMALL.universe(as_of), known_by(market.universe, as_of))
+    assert_frame_equal(SMALL.assets(as_of), known_by(market.assets, as_of, "first_date", "last_date"))
 
 
 def test_a_day_asked_for_alone_is_the_day_asked_for_among_years():

@@ -7,7 +7,7 @@ __all__ = ['SECTORS', 'TRADES', 'YEAR', 'QUARTER', 'LISTINGS', 'DAYS', 'DEFECTS'
            'MARKET_DRIFT', 'MAX_RETURN', 'SPLIT_LEAD', 'DIVIDEND_LEAD', 'SPLIT_ABOVE', 'SPLIT_BELOW', 'SPLIT_AIM',
            'RATIOS', 'DEFECT_CYCLE', 'CHECK_OF', 'STUCK_RUN', 'CLEAR_BEFORE', 'CLEAR_AFTER', 'LOOK_AHEAD', 'BAR_SCHEMA',
            'Listings', 'generator', 'listings', 'Shocks', 'shocks', 'garch', 'standardise', 'score', 'Paths', 'paths',
-           'Tape', 'tape', 'DemoMarket', 'simulate', 'oracle_ic']
+           'Tape', 'tape', 'DemoMarket', 'simulate', 'membership', 'oracle_ic']
 
 # %% ../../nbs/market/01_demo.ipynb #c54249ae
 from dataclasses import dataclass
@@ -381,9 +381,7 @@ class DemoMarket:
     actions: pl.DataFrame  # corporate_actions
     universe: pl.DataFrame  # universe, symbol, start, end, sector, has_history
     assets: pl.DataFrame  # symbol, name, sector, first_date, last_date
-    oracle: (
-        pl.DataFrame
-    )  # symbol, date, expected: return from the next close to the one after, as known at date's close
+    oracle: pl.DataFrame  # symbol, date, expected: next close to the one after, as known at date's close
     realised: pl.DataFrame  # symbol, date, realised: what that return became (total return of rounded prices)
     market: pl.DataFrame  # date, market: the market factor's return
 
@@ -413,7 +411,7 @@ def simulate(
     spoiled = _spoiled(_plan(who, listed, prices, bad_rows, seed), who, days, bars)
     delivered, planted = _deliver(truth, [r for r in spoiled if r["date"] <= end])
     return DemoMarket(
-        truth, delivered, planted, _actions(who, days, prices, bars["close"], end), *_members(who, start, end),
+        truth, delivered, planted, _actions(who, days, prices, bars["close"], end), *membership(who, start, end),
         _oracle(who, wanted, listed[known], moves.score[known], strength),
         _realised(who, wanted, listed[known], bars["close"][known], prices),
         pl.DataFrame({"date": wanted, "market": moves.market[known]}),
@@ -439,8 +437,12 @@ def _realised(who: Listings, days: list[date], mask: np.ndarray, close: np.ndarr
     return _long(who, days[:-2], mask[:-2] & mask[2:], {"realised": label})
 
 # %% ../../nbs/market/01_demo.ipynb #9aea474d
-def _members(who: Listings, start: date, end: date) -> tuple[pl.DataFrame, pl.DataFrame]:
-    "universe and assets, as known at `end`: who was listed by then, and who had left."
+def membership(
+    who: Listings,
+    start: date,  # first day of the market
+    end: date,  # the day on which it is asked
+) -> tuple[pl.DataFrame, pl.DataFrame]:  # universe; assets: symbol, name, sector, first_date, last_date
+    "Who was listed by `end`, and who had left by then; needs no prices."
     ahead = sessions(start, end)
     on = [ahead[k] if k < len(ahead) else None for k in who.first]
     off = [ahead[k] if k < len(ahead) - 1 else None for k in who.last]

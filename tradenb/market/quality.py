@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 import polars as pl
+import polars.selectors as cs
 
 from ..core.calendar import sessions
 from ..core.errors import InputError, QualityError
@@ -212,6 +213,15 @@ class Rule:
             column=self.column, min_value=self.least, max_value=self.most, strict_min=self.strict, meta=meta
         )
 
+    def broken(self) -> pl.Expr:
+        "Rows that break the rule, as an expression; NaN is taken for null, and null breaks no bound."
+        x = pl.col(self.column)
+        if self.least is None and self.most is None:
+            return x.is_null()
+        low = pl.lit(False) if self.least is None else x <= self.least if self.strict else x < self.least
+        high = pl.lit(False) if self.most is None else x > self.most
+        return (low | high).fill_null(False)
+
 
 @dataclass(frozen=True)
 class Check:
@@ -388,9 +398,10 @@ def run_gate(
 
 
 def _sound(context: pl.DataFrame, as_of: date, raw: list[str]) -> pl.DataFrame:
-    seen = observe_rows(context.select(raw), as_of)
-    _, failed = validate(seen, row_checks(), "context")
-    return seen.join(failed, on="row", how="anti").with_columns(pl.lit(None).cast(pl.UInt32).alias("row"))
+    "Rows of the context that pass the first look."
+    seen = observe_rows(context.select(raw), as_of).with_columns(cs.float().fill_nan(None))
+    broken = pl.any_horizontal(rule.broken() for check in row_checks() for rule in check.rules)
+    return seen.filter(~broken).with_columns(pl.lit(None).cast(pl.UInt32).alias("row"))
 
 # %% ../../nbs/market/04_quality.ipynb #360d8378
 def _explain(seen: pl.DataFrame, checks: list[Check], failing: pl.DataFrame) -> pl.DataFrame:

@@ -27,7 +27,7 @@ from ..core.calendar import FIRST_DAY, LAST_DAY, next_session, previous_session,
 from ..core.errors import ConfigError, InputError, SourceError, one_line
 from ..core.settings import Settings
 from .actions import ACTION_SCHEMA, check_actions
-from .demo import BAR_SCHEMA, LOOK_AHEAD, DemoMarket, simulate
+from .demo import BAR_SCHEMA, LOOK_AHEAD, DemoMarket, listings, membership, simulate
 
 # %% ../../nbs/market/02_sources.ipynb #74cbc3b3
 class Source(Protocol):
@@ -135,11 +135,14 @@ class DemoSource:
         return between(self.market(end).actions, start, end, symbols, "ex_date")
 
     def universe(self, as_of: date | None = None) -> pl.DataFrame:
-        day = self.last_date if as_of is None else as_of
-        return known_by(self.market(day).universe, day)
+        return self._membership(as_of)[0]
 
     def assets(self, as_of: date) -> pl.DataFrame:
-        return known_by(self.market(as_of).assets, as_of, "first_date", "last_date")
+        return self._membership(as_of)[1]
+
+    def _membership(self, as_of: date | None) -> tuple[pl.DataFrame, pl.DataFrame]:
+        "Universe and assets as known on a day: asking for names simulates no prices."
+        return membership(listings(self.count, self.seed), self.start, min(as_of or self.last_date, self.last_date))
 
     def truth(self, start: date, end: date) -> pl.DataFrame:
         return between(self.market(end).truth, start, end).with_columns(source=pl.lit(self.name))
