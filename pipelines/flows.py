@@ -14,13 +14,13 @@ from sqlalchemy import Engine
 from pipelines.engine import run_notebook
 from pipelines.render import render
 from tradenb.core.clock import Stopwatch, SystemClock
-from tradenb.core.errors import RunFailed, TradenbError, one_line
+from tradenb.core.errors import one_line
 from tradenb.core.logs import bind, get_logger
 from tradenb.trading import records
 from tradenb.trading.pages import STAGES as PAGES
 from tradenb.trading.run import open_run, run_folder, say
 
-STAGES = ("etl", "train", "signals", "trade", "reconcile", "report")
+STAGES = tuple(PAGES)
 JOBS = Path(__file__).with_name("jobs")
 INDEX = "../../index.html"
 
@@ -85,11 +85,3 @@ def report_path(root: Path, trade_date: date, run_id: str) -> Path:
     "The page to open first after a run."
     return run_folder(root, trade_date, run_id) / f"{len(STAGES)}_report.html"
 
-
-def require_success(status: str, reason: str | None) -> None:
-    "Raise `RunFailed` for a run that ended as failed."
-    if status == records.FAILED:
-        raise RunFailed(reason or "the run failed")
-
-
-__all__ = ["STAGES", "TradenbError", "daily", "report_path", "require_success", "stage"]
