@@ -33,6 +33,7 @@ nav>div,main{{max-width:1100px;margin:0 auto;padding:0 24px}}
 nav>div{{display:flex;flex-wrap:wrap;gap:.3em 1.3em;align-items:baseline}}
 nav b{{letter-spacing:.01em;margin-right:.5em}}
 a{{color:var(--tn-blue,#2f5f8f);text-decoration:none}}a:hover{{text-decoration:underline}}
+nav span{{color:var(--tn-muted,#687584);opacity:.7}}
 nav a[aria-current]{{color:var(--tn-ink,#1f2a37);font-weight:600;pointer-events:none}}
 main{{padding-top:28px;padding-bottom:64px}}
 .text{{max-width:46em}}
@@ -78,14 +79,23 @@ def render(
     notebook: Path,  # An executed notebook
     html: Path,  # The page to write; its folder exists
     title: str,  # Shown in the browser's tab
-    links: Sequence[
-        tuple[str, str]
-    ] = (),  # Label and relative address, for the navigation; the one of this page is marked
+    # Label and relative address, for the navigation: the one of this page is marked; after a failure, pages that
+    # were never written are named without a link
+    links: Sequence[tuple[str, str]] = (),
 ) -> None:
     "Render `notebook` as a self-contained page: outputs and prose without the code."
     book = nbformat.read(notebook, as_version=4)
     body, _ = _exporter().from_notebook_node(_visible(book))
+    if "<h1" not in body:  # it failed before its own headline
+        body = f"<h1>{escape(title)}</h1>\n{body}"
+    if _failed(book):
+        links = [(label, address if _there(html, address) else "") for label, address in links]
     write_whole(html, page(title, body, links, current=html.name))
+
+
+def _there(page: Path, address: str) -> bool:
+    "Does, or will, the address lead somewhere? The index, a folder above, is written at the end of every run."
+    return "/" in address or address == page.name or (page.parent / address).is_file()
 
 
 def page(title: str, body: str, links: Iterable[tuple[str, str]], current: str = "") -> str:
@@ -104,6 +114,8 @@ def page(title: str, body: str, links: Iterable[tuple[str, str]], current: str =
 
 
 def _link(label: str, address: str, current: bool) -> str:
+    if not address:
+        return f"<span>{escape(label)}</span>"
     return f'<a href="{escape(address)}"{" aria-current=page" if current else ""}>{escape(label)}</a>'
 
 
@@ -113,10 +125,18 @@ def _visible(book: Any) -> Any:
     for cell in book.cells:
         if not HIDDEN_TAGS & set(cell.metadata.get("tags", [])):
             kept.append(cell)
-        if any(output.output_type == "error" for output in cell.get("outputs", [])):
+        if _has_error(cell):
             break
     book.cells = kept
     return book
+
+
+def _has_error(cell: Any) -> bool:
+    return any(output.output_type == "error" for output in cell.get("outputs", []))
+
+
+def _failed(book: Any) -> bool:
+    return any(map(_has_error, book.cells))
 
 
 @cache

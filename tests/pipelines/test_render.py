@@ -1,5 +1,6 @@
 "Pages: self-contained, readable, escaped, and calm when a stage has failed."
 
+import re
 from datetime import date, timedelta
 from decimal import Decimal
 from html.parser import HTMLParser
@@ -13,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from pipelines.engine import run_notebook
 from pipelines.render import IndexRow, external_requests, render, write_index
-from tradenb.core.errors import FreshnessError
+from tradenb.core.errors import FreshnessError, RunFailed
 from tradenb.trading.report import CSS
 
 LINKS = [("All runs", "../../index.html"), ("Data", "data.html"), ("Trade", "trade.html")]
@@ -82,6 +83,8 @@ def test_a_failed_stage_shows_its_cause_in_one_line_and_folds_the_rest(tmp_path:
     assert "\x1b" not in html
     assert "papermill" not in html
     assert "What never ran" not in html
+    assert "<span>Trade</span>" in html
+    assert re.findall('href="([^"]*)"', html) == ["../../index.html", "data.html"]
 
 
 def test_plain_matplotlib_figures_are_embedded(tmp_path: Path) -> None:
@@ -171,3 +174,10 @@ def test_the_navigation_calls_the_stages_what_their_pages_are_called(tmp_path: P
     html = render_stage(tmp_path / "2_train.ipynb", "2024-01-03").read_text()
     assert '<a href="1_etl.html">Market data</a><a href="2_train.html" aria-current=page>Model</a>' in html
     assert "<title>Model · 2024-01-03</title>" in html
+
+
+def test_a_stage_that_fails_before_its_headline_has_a_title_all_the_same(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed):
+        executed(tmp_path, "1 / 0")
+    render(tmp_path / "run.ipynb", tmp_path / "data.html", "Data · 2024-01-03", LINKS)
+    assert "<h1>Data · 2024-01-03</h1>" in (tmp_path / "data.html").read_text()

@@ -101,7 +101,8 @@ def listed(names: Sequence[str], most: int = 6) -> str:
 # %% ../../nbs/trading/10_pages.ipynb #d5f950e7
 def subtitle(run: Run) -> str:
     "Where a page belongs: the session, what it knew, and the strategy."
-    return f"{long_day(run.trade_date)} · market data up to {short_day(run.as_of)} · strategy {run.row.strategy}"
+    source = "simulated market" if run.settings.market.source == "demo" else "market data"
+    return f"{long_day(run.trade_date)} · {source} up to {short_day(run.as_of)} · strategy {run.row.strategy}"
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
@@ -1155,7 +1156,7 @@ def reconcile_tiles(run: Run, result: Reconciled) -> Block:
             "Cash": (text_of(a["cash"], "dollars"), "includes what was received for shorts"),
             "Positions": (f"{held.height}", f"{held.filter(pl.col('qty') > 0).height} long, {held.filter(pl.col('qty') < 0).height} short"),
             "Gross": (text_of(float((long - short) / run.row.capital), "percent"), "long plus short, of capital"),
-            "Net": (text_of(float((long + short) / run.row.capital), "change"), "long less short, of capital"),
+            "Net": (f"{text_of(float(abs(long + short) / run.row.capital), 'percent')} {'long' if long + short >= 0 else 'short'}", "long less short, of capital"),
             "Unrealised": (text_of(a["unrealised_pnl"], "gain"), "of the positions held"),
         }
     )  # fmt: skip

@@ -503,5 +503,7 @@ def waterfall(
         axes.bar_label(drawn, [text_of(v, format) for v in heights], padding=3, fontsize=8)
         axes.axhline(0, color=PALETTE["muted"], linewidth=0.8)
         axes.use_sticky_edges = False  # room for the labels below bars that hang from zero
+        axes.spines.bottom.set_visible(False)
+        axes.tick_params(axis="x", length=0)
         axes.margins(y=0.15)
         return _finish(figure, axes, title, caption, format)
