@@ -1,0 +1,83 @@
+"The command line: quick to say what it can do, and every refusal is one line with an exit code."
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tradenb.cli import date_of, describe, run, settings_from
+from tradenb.core.errors import ConfigError, InputError
+
+PROJECT = Path(__file__).resolve().parents[1]
+COMMANDS = ("paper-run", "backfill", "etl", "train", "signals", "serve", "runs")
+HEAVY = ("mlflow", "prefect", "great_expectations", "lightgbm", "polars", "alpaca", "matplotlib", "sklearn", "fastapi")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["paper-run", "--help"], ["paper-run", "--frobnicate"]]
+)
+def test_saying_what_it_can_do_loads_nothing_heavy(arguments):
+    code = f"""
+import sys
+from tradenb.cli import run
+run({arguments!r})
+print("LOADED", sorted(set({HEAVY!r}) & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "LOADED []"
+
+
+def test_the_installed_command_lists_every_command_and_exits_with_0():
+    command = Path(sys.executable).with_name("tradenb")
+    done = subprocess.run([command, "--help"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert [name for name in COMMANDS if not re.search(rf"\b{name}\b", done.stdout)] == []
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_and_each_of_its_options(command, capsys):
+    assert run([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "Usage:" in said and command in said
+    options = re.findall(r"^[│ ]+(--[a-z-]+)", said, re.M)
+    assert "--set" in options
+    bare = [line for line in said.splitlines() if re.match(r"^[│ ]+--[a-z-]+\s*[A-Z]*\s*│?$", line)]
+    assert bare == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nonsense"], ["paper-run", "--frobnicate"], ["backfill"], ["backfill", "--from", "2020-01-06"], ["serve"],
+     ["serve", "signals", "--port", "70000"], ["runs", "--limit", "0"], ["paper-run", "--date"]],
+)  # fmt: skip
+def test_slips_of_the_command_line_end_with_code_3_and_one_line(arguments, capsys):
+    assert run(arguments) == 3
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("error: ")
+
+
+def test_overrides_reach_the_settings_and_their_values_may_hold_equals_signs():
+    settings = settings_from(["portfolio.top_n = 3", "files.columns=symbol=ticker, date=day"], market__symbols="A,B")
+    assert settings.portfolio.top_n == 3
+    assert settings.files.columns == {"symbol": "ticker", "date": "day"}
+    assert settings.market.symbols == ("A", "B")
+
+
+@pytest.mark.parametrize("option", ["portfolio", "portfolio.top_n", "=3", ".=3", "portfolio.=3", "nothing.here=1"])
+def test_an_override_that_is_none_is_refused(option):
+    with pytest.raises(ConfigError):
+        settings_from([option])
+
+
+@pytest.mark.parametrize("text", ["", "2020", "2020-02-30", "06.01.2020", "today"])
+def test_only_iso_dates_are_dates(text):
+    with pytest.raises(InputError, match="no date"):
+        date_of(text)
+
+
+@pytest.mark.parametrize("stage", ["etl", "train", "signals", "trade", "reconcile", "report"])
+def test_a_stage_that_has_nothing_to_tell_yet_is_described_by_nothing(stage):
+    assert describe(stage, {}) == ""
