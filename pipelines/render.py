@@ -24,8 +24,8 @@ HIDDEN_TAGS = {"remove-cell", "parameters", "injected-parameters", "papermill-er
 
 PAGE_CSS = f"""
 :root{{color-scheme:light dark}}
-@media (prefers-color-scheme:dark){{:root{{{"".join(f"--tn-{name}:{colour};" for name, colour in DARK.items())}--page:#13171c}}}}
-@media print{{:root{{color-scheme:light}}nav{{display:none!important}}main{{max-width:none!important}}figure,tr,.tn-tile,.error{{break-inside:avoid}}}}
+@media screen and (prefers-color-scheme:dark){{:root{{{"".join(f"--tn-{name}:{colour};" for name, colour in DARK.items())}--page:#13171c}}}}
+@media print{{:root{{color-scheme:light}}nav{{display:none!important}}main{{max-width:none!important;padding:0!important}}h2,h3,caption,figcaption{{break-after:avoid}}figure,tr,.tn-tile,.error{{break-inside:avoid}}}}
 *{{box-sizing:border-box}}
 body{{margin:0;background:var(--page,#fff);-webkit-text-size-adjust:100%}}
 nav{{border-bottom:1px solid var(--tn-line,#dde3ea);padding:.65em 0;font-size:13.5px}}

@@ -61,6 +61,11 @@ def test_code_parameters_and_tagged_cells_are_hidden(tmp_path: Path) -> None:
     assert not any(word in html for word in ("secret_code", "hidden-default", "removed"))
 
 
+def test_a_page_is_dark_on_a_dark_screen_and_light_on_paper(tmp_path: Path) -> None:
+    html = shown(tmp_path, "1")
+    assert re.findall(r"@media ([^{]*)prefers-color-scheme:dark", html) == ["screen and ("]
+
+
 def test_the_style_sheet_stands_once_however_many_blocks_there_are(tmp_path: Path) -> None:
     html = shown(tmp_path, CHARTS, *["headline('Data', 'today', 'green', ['ok'])"] * 3)
     assert html.count(CSS) == 1
