@@ -10,11 +10,14 @@ import pytest
 
 from tradenb.core.web import serving
 from tradenb.features.panel import Panel
+from tradenb.features.sets import compute, feature_set
+from tradenb.market.lake import Lake
 from tradenb.signals.generator import generate
-from tradenb.signals.service import create_app
+from tradenb.signals.service import create_app, index_bars, recent_panel
 
 from .conftest import AS_OF, KEY, settings_at
 
+FSET = feature_set("alpha158")
 GENERATE = "/api/v1/signals/generate"
 
 
@@ -63,6 +66,26 @@ def test_a_former_vintage_can_still_be_asked(house, client):
     finally:
         house.lake.merge("bars", house.bars.filter(pl.col("date") == AS_OF))
     assert ask(client).json()["signals"] == before["signals"]
+
+
+def test_features_of_the_service_are_those_of_the_training_batch_bit_for_bit(house, tmp_path):
+    "Read from the middle of the history, where suspensions straddle the window's start and names are listed within it."
+    halo, days = FSET.halo, house.bars["date"].unique().sort()
+    at = days.index_of(AS_OF)
+    silent = days[at - halo - 10 : at - halo + 10]
+    straddling = pl.col("symbol").is_in(house.bars["symbol"].unique().sort()[:6].to_list())
+    now_and_then = pl.Series(np.random.default_rng(3).random(house.bars.height) < 0.03)
+    gone = (straddling & pl.col("date").is_in(silent.to_list())) | now_and_then
+    bars, lake = house.bars.filter(~gone), Lake(tmp_path)
+    lake.merge("bars", bars)
+    panel, index = Panel.from_bars(bars), index_bars(lake)
+    batch = compute(panel, FSET)
+    for day in (days[at], days[at - 1], days[at - 9], days[at - 19], days[halo // 2], days[3]):
+        served = recent_panel(lake, index, day, halo)
+        alone = compute(served, FSET, start=day)
+        rows, column = [panel.symbols.index(s) for s in served.symbols], panel.position(day)
+        expected = np.ascontiguousarray(batch.values[:, rows, column])
+        assert np.ascontiguousarray(alone.values[:, :, 0]).tobytes() == expected.tobytes(), day
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from .splits import Fold, WalkForward, Window, folds, latest
 
 if TYPE_CHECKING:
     import lightgbm
+    from matplotlib.figure import Figure
 
     from tradenb.core.settings import Settings
 
@@ -185,7 +186,7 @@ def importance(
 def plot_importance(
     table: pl.DataFrame,  # from importance
     top: int = 15,
-):  # matplotlib figure
+) -> Figure:
     "The features with the greatest gain."
     import matplotlib.pyplot as plt
 

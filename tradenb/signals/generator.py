@@ -17,7 +17,7 @@ from ..core.errors import InputError
 from ..features.panel import Panel
 from ..features.sets import compute, feature_set
 from ..models.registry import LoadedModel
-from ..portfolio.weights import long_short, normalise
+from ..portfolio.weights import check_groups, long_short, normalise
 
 # %% ../../nbs/signals/01_generator.ipynb #158dbddd
 @dataclass(frozen=True, eq=False)
@@ -63,10 +63,8 @@ def generate(
         raise InputError(
             f"no bar of any of {left_out.height} symbols on {as_of}: run the ETL, or ask for a session that has data"
         )
-    raw = score(model, panel.select(ready))
-    if top_n + bottom_n > len(ready):
-        long_short(pl.DataFrame({"symbol": ready, "predicted_return": raw}), top_n, bottom_n)  # says what is wrong
-    table = pl.DataFrame({"symbol": ready, "predicted_return": normalise(raw)})
+    check_groups(len(ready), top_n, bottom_n)
+    table = pl.DataFrame({"symbol": ready, "predicted_return": normalise(score(model, panel.select(ready)))})
     return SignalSet(as_of, model.version, long_short(table, top_n, bottom_n), left_out)
 
 

@@ -96,7 +96,7 @@ def index_bars(lake: Lake) -> BarsIndex:
 
 def recent_panel(
     lake: Lake,
-    index: BarsIndex,
+    index: BarsIndex,  # at the lake's version
     as_of: date,  # session whose close is the newest thing to know
     halo: int,  # sessions before it
 ) -> Panel:
