@@ -216,7 +216,7 @@ def _summary(newest_first: Sequence[IndexRow]) -> list[Block]:
         "P&L": (text_of(total, "pnl"), "over all days" if len(days) > 1 else "on the first day"),
         "Equity": (text_of(days[-1].equity, "money"), f"at the close of {days[-1].trade_date}"),
         "Reconciled": (f"{sum(checked)} of {len(checked)}", "days that were checked"),
-    } | ({"Failed": (f"{failed:,}", "runs, marked below")} if failed else {})  # fmt: skip
+    } | ({"Failed": (f"{failed:,}", "marked below")} if failed else {})  # fmt: skip
     return [tiles(figures), *(_charts(days) if len(days) > 1 else [])]
 
 

@@ -504,6 +504,7 @@ def waterfall(
         axes.axhline(0, color=PALETTE["muted"], linewidth=0.8)
         axes.use_sticky_edges = False  # room for the labels below bars that hang from zero
         axes.spines.bottom.set_visible(False)
+        axes.grid(visible=False)  # each bar says its amount
         axes.tick_params(axis="x", length=0)
         axes.margins(y=0.15)
         return _finish(figure, axes, title, caption, format)
