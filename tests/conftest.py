@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
@@ -13,6 +14,10 @@ from tradenb.core.db import connect, migrate
 from tradenb.core.settings import Settings, load
 
 PROJECT = Path(__file__).resolve().parents[1]
+
+# An example may take as long as a busy machine lets it: no test asserts a wall-clock time.
+hypothesis.settings.register_profile("house", deadline=None)
+hypothesis.settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")
