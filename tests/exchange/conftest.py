@@ -9,41 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import polars as pl
 import pytest
 from alpaca.trading.client import TradingClient
 from fastapi import FastAPI
 
 from tradenb.core.clock import new_york
-from tradenb.core.web import Server
+from tradenb.core.web import serving
 from tradenb.exchange.accounts import account_id
-from tradenb.exchange.feed import Feed
+from tradenb.exchange.feed import Feed, write_rows
 from tradenb.exchange.matching import FillModel
 from tradenb.exchange.service import create_app
 from tradenb.exchange.store import Store
 from tradenb.exchange.venue import Venue
 
 KEYS = ("PKTEST", "secret-of-the-test")
-TYPES = {
-    "bars": {
-        "symbol": pl.String,
-        "date": pl.Date,
-        "open": pl.Float64,
-        "high": pl.Float64,
-        "low": pl.Float64,
-        "close": pl.Float64,
-        "volume": pl.Int64,
-    },
-    "actions": {"symbol": pl.String, "ex_date": pl.Date, "kind": pl.String, "ratio": pl.Float64, "cash": pl.Float64},
-    "assets": {
-        "symbol": pl.String,
-        "name": pl.String,
-        "sector": pl.String,
-        "first_date": pl.Date,
-        "last_date": pl.Date,
-    },
-}
-
 FRIDAY, MONDAY, TUESDAY, WEDNESDAY = date(2024, 3, 1), date(2024, 3, 4), date(2024, 3, 5), date(2024, 3, 6)
 ACME = [
     ("ACME", FRIDAY, 99.0, 101.0, 98.0, 100.0, 50_000),
@@ -59,22 +38,10 @@ BETA = [
 BARS = ACME + BETA
 
 
-def write_feed(
-    folder: Path, bars: list[tuple] = BARS, actions: list[tuple] = (), last_dates: dict[str, date] | None = None
-) -> Path:
-    "The three files of a feed."
-    folder.mkdir(parents=True, exist_ok=True)
-    first = {symbol: min(row[1] for row in bars if row[0] == symbol) for symbol in sorted({row[0] for row in bars})}
-    assets = [(s, f"{s.title()} Corp", "Industrials", day, (last_dates or {}).get(s)) for s, day in first.items()]
-    for name, rows in (("bars", bars), ("actions", actions), ("assets", assets)):
-        pl.DataFrame(list(rows), schema=TYPES[name], orient="row").write_parquet(folder / f"{name}.parquet")
-    return folder
-
-
 @pytest.fixture
 def feed(tmp_path: Path) -> Path:
     "The usual feed, written to this test's folder."
-    return write_feed(tmp_path / "feed")
+    return write_rows(tmp_path / "feed", BARS)
 
 
 @pytest.fixture
@@ -92,7 +59,7 @@ def open_venue(tmp_path: Path) -> Callable[..., Venue]:
         **model: Any,
     ) -> Venue:
         if bars is not None:
-            write_feed(tmp_path / "feed", bars, actions, last_dates)
+            write_rows(tmp_path / "feed", bars, actions, last_dates)
         terms = FillModel(**{name: Decimal(str(value)) for name, value in model.items()})
         return Venue(
             Feed(tmp_path / "feed"),
@@ -121,22 +88,43 @@ class Running:
         return self.http.post("/admin/clock", json={"to": to.isoformat()}).raise_for_status().json()
 
 
+class Door:
+    "An ASGI application that passes everything on to the exchange of the test that is running."
+
+    app: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            return await self.app(scope, receive, send)
+        for stage in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{stage}.complete"})
+
+
+@pytest.fixture(scope="session")
+def door() -> Iterator[tuple[Door, str]]:
+    "One server for all tests: every test puts its own exchange behind it."
+    door = Door()
+    with serving(door) as url:
+        yield door, url
+
+
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    "Start an exchange on a free port."
+def serve(tmp_path: Path, door: tuple[Door, str]) -> Iterator[Callable[..., Running]]:
+    "Open an exchange of one's own behind the session's server."
+    front, url = door
     with ExitStack() as stack:
 
         def start(
             bars: list[tuple] = BARS, actions: list[tuple] = (), at: datetime = new_york(MONDAY, 9), **terms: Any
         ) -> Running:
-            write_feed(tmp_path / "feed", bars, actions)
-            app = create_app(
+            write_rows(tmp_path / "feed", bars, actions)
+            app = front.app = create_app(
                 tmp_path / "feed", tmp_path / "exchange.db", key_id=KEYS[0], secret_key=KEYS[1], start=at, **terms
             )
-            server = Server(app).start()
-            stack.callback(server.stop)
+            stack.callback(app.state.venue.close)
             headers = {"APCA-API-KEY-ID": KEYS[0], "APCA-API-SECRET-KEY": KEYS[1]}
-            http = stack.enter_context(httpx.Client(base_url=server.url, headers=headers))
-            return Running(server.url, app, http, TradingClient(*KEYS, url_override=server.url))
+            http = stack.enter_context(httpx.Client(base_url=url, headers=headers))
+            return Running(url, app, http, TradingClient(*KEYS, url_override=url))
 
         yield start

@@ -7,7 +7,7 @@ import pytest
 
 from tradenb.core.clock import new_york
 from tradenb.exchange import venue as floor
-from tradenb.exchange.venue import NewOrder, Reject
+from tradenb.exchange.rules import NewOrder, Reject
 
 FRIDAY, MONDAY, TUESDAY, WEDNESDAY = date(2024, 3, 1), date(2024, 3, 4), date(2024, 3, 5), date(2024, 3, 6)
 

@@ -72,7 +72,7 @@ def test_what_the_stream_missed_comes_with_the_reconnect(
 
 def test_messages_doubled_and_shuffled_end_in_the_same_books(gateway: Gateway, market: Any, intent: Make) -> None:
     messages: list[dict] = []
-    from tradenb.exchange.service import event_json
+    from tradenb.exchange.wire import event_json
 
     market.server.app.state.venue.listeners.append(
         lambda events: messages.extend(event_json(e)["data"] for e in events)

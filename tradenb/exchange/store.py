@@ -50,7 +50,7 @@ class Store:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
-        self.db.executescript(f"pragma journal_mode=wal; pragma synchronous=normal; {SCHEMA}")
+        self.db.executescript(f"pragma journal_mode=wal; pragma synchronous=full; {SCHEMA}")
 
     def load(self) -> Stored:
         "Everything, in order of arrival."
