@@ -7,6 +7,8 @@ __all__ = ['RunRequest', 'Mapping_', 'RunAnswer', 'Desk', 'secret', 'database_ur
            'answer_of', 'open_day', 'settle_day', 'create_app']
 
 # %% ../../nbs/trading/04_service.ipynb #b0633b1c
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -89,7 +91,7 @@ class Desk:
 
     def __init__(self, settings: Settings, clock: Clock, engine: Engine | None = None):
         self.settings, self.clock = settings, clock
-        self.engine = engine or migrate(connect(database_url(settings)))
+        self.engine, self.own_engine = engine or migrate(connect(database_url(settings))), engine is None
         self.lake = Lake(settings.root / "lake")
         services, key = settings.services, secret(settings.services.api_key)
         self.signals = SignalsClient(services.signals_url or f"http://{services.host}:{services.signals_port}", key)
@@ -97,6 +99,14 @@ class Desk:
             services.execution_url or f"http://{services.host}:{services.execution_port}", key
         )
         self.market: Market = self._market()
+
+    def close(self) -> None:
+        "Let go of everything: FastAPI's caches keep endpoints, and with them this desk, beyond the application's life."
+        self.signals.close()
+        self.execution.close()
+        if self.own_engine:
+            self.engine.dispose()
+        vars(self).clear()
 
     def _market(self) -> Market:
         if self.settings.execution.broker != "exchange":
@@ -235,7 +245,13 @@ def settle_day(desk: Desk, run_id: str) -> dict[str, Any]:
 def create_app(settings: Settings, clock: Clock, engine: Engine | None = None) -> FastAPI:
     "The orchestrator as an ASGI application."
     desk = Desk(settings, clock, engine)
-    app = web.create_app("orchestrator", "Plans and sends the day's orders, and shows every run.")
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        desk.close()
+
+    app = web.create_app("orchestrator", "Plans and sends the day's orders, and shows every run.", lifespan=life)
     key = web.require_key(secret(settings.services.api_key))
     base = "/api/v1/orchestration"
 
