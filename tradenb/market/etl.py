@@ -421,4 +421,16 @@ def _nothing_new(lake: Lake, source: Source, todo: Plan) -> EtlReport:
     )
     fresh = measure(bars.filter(pl.col("symbol").is_in(list(todo.symbols))), todo.end)
     note = f"The lake already reaches {todo.done}: nothing was asked for. Read it up to {todo.end}."
-    return EtlReport(todo.end, source.name, (), {"delivered": 0}, None, empty, fresh, lake.vintage(), False, (note,))
+    survivors = survivorship_warning(_known(lake, "universe"))
+    return EtlReport(
+        todo.end,
+        source.name,
+        (),
+        {"delivered": 0},
+        None,
+        empty,
+        fresh,
+        lake.vintage(),
+        False,
+        (note, survivors) if survivors else (note,),
+    )
