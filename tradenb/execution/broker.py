@@ -382,6 +382,10 @@ class Broker(Submitting):
         "The same broker without patience: one attempt, for answers that somebody waits for"
         return Broker(self.client, self.url, attempts=1)
 
+    def close(self) -> None:
+        "Let go of the connections"
+        self.client._session.close()
+
     def find(self, client_order_id: str) -> BrokerOrder | None:
         "`found`, with patience; `BrokerUnavailable` when the broker cannot say"
         try:

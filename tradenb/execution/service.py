@@ -319,6 +319,7 @@ def create_app(
         await anyio.to_thread.run_sync(desk.updates.listening.wait, FIRST_CATCH_UP_S)
         yield
         await anyio.to_thread.run_sync(desk.updates.stop)
+        desk.gateway.broker.close()
         if engine is None:
             own.dispose()
 
