@@ -162,9 +162,14 @@ def _run_cell(shell: Any, nb_man: NotebookExecutionManager, cell: Any, index: in
     if error:
         nb_man.cell_exception(cell, index)
     nb_man.cell_complete(cell, index)
-    if error and not isinstance(error, Exception):
+    if error and not isinstance(error, Exception) and not is_panic(error):
         raise error
     return error is None
+
+
+def is_panic(error: BaseException) -> bool:
+    "Whether a Rust library broke down (polars on a damaged file): no `Exception` to Python, yet a failure of the cell like any other."
+    return type(error).__name__ == "PanicException"
 
 
 def _stream_outputs(**texts: str) -> list[Any]:
