@@ -180,6 +180,12 @@ def first_day(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data"
 
 
+@pytest.fixture(scope="session")
+def make_desk() -> type[Desk]:
+    "`make_desk(root, settings)`."
+    return Desk
+
+
 @pytest.fixture
 def desk(first_day: Path, tmp_path: Path) -> Desk:
     "A copy of the root after the first day."
