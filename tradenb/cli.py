@@ -311,7 +311,12 @@ def show_frame(frame: Any, title: str) -> None:
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name, kind in frame.schema.items():
-        table.add_column(name, justify="right" if kind.is_numeric() else "left", overflow="fold")
+        table.add_column(
+            name,
+            justify="right" if kind.is_numeric() else "left",
+            overflow="fold",
+            no_wrap=name == frame.columns[0],  # What one copies or greps for stays whole
+        )
     for row in frame.iter_rows():
         table.add_row(
             *("" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value) for value in row)
