@@ -2,7 +2,8 @@
 
 1. A stage that is done already is passed over, so that the same call resumes a run which was cut off.
 2. Each stage leaves its executed notebook and a page to read, with the error in it when it failed.
-3. The run's row says how it ended; the index over all runs is written last, whatever happened.
+3. The pages are linked when the run ends, for only then is it known which of them there are.
+4. The run's row says how it ended; the index over all runs is written last, whatever happened.
 """
 
 from datetime import date
@@ -12,17 +13,17 @@ from prefect import flow, task
 from sqlalchemy import Engine
 
 from pipelines.engine import run_notebook
-from pipelines.render import render
+from pipelines.render import link, render
 from tradenb.core.clock import Stopwatch, SystemClock
 from tradenb.core.errors import one_line
 from tradenb.core.logs import bind, get_logger
 from tradenb.trading import records
-from tradenb.trading.pages import STAGES as PAGES
+from tradenb.trading.pages.common import STAGES as PAGES
 from tradenb.trading.run import open_run, run_folder, say
 
 STAGES = tuple(PAGES)
 JOBS = Path(__file__).with_name("jobs")
-INDEX = "../../index.html"
+LINKS = [("All runs", "../../index.html"), *PAGES.values()]
 
 
 @flow(name="daily", flow_run_name="{run_id}", validate_parameters=False)
@@ -44,6 +45,8 @@ def daily(
         except BaseException as error:
             _fail(run.engine, run_id, error)
             raise
+        finally:
+            link(run.folder, LINKS)
 
 
 @task(name="stage")
@@ -72,7 +75,7 @@ def render_stage(notebook: Path, trade_date: str) -> Path:
     "The page of an executed stage notebook, with links to the other stages of the day."
     page = notebook.with_suffix(".html")
     title, _ = PAGES[notebook.stem[2:]]
-    render(notebook, page, f"{title} · {trade_date}", [("All runs", INDEX), *PAGES.values()])
+    render(notebook, page, f"{title} · {trade_date}", LINKS)
     return page
 
 
@@ -84,4 +87,3 @@ def _fail(engine: Engine, run_id: str, error: BaseException) -> None:
 def report_path(root: Path, trade_date: date, run_id: str) -> Path:
     "The page to open first after a run."
     return run_folder(root, trade_date, run_id) / f"{len(STAGES)}_report.html"
-

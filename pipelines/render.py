@@ -5,7 +5,7 @@ itself by its content policy to load anything.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -18,7 +18,20 @@ import nbformat
 import polars as pl
 
 from pipelines.engine import error_class, write_whole
-from tradenb.trading.report import CSS, DARK, HALF, Block, Verdict, bars, headline, lines, side_by_side, text_of, tiles
+from tradenb.trading.report import (
+    CSS,
+    DARK,
+    HALF,
+    Block,
+    Verdict,
+    bars,
+    headline,
+    lines,
+    side_by_side,
+    stacked,
+    text_of,
+    tiles,
+)
 
 HIDDEN_TAGS = {"remove-cell", "parameters", "injected-parameters", "papermill-error-cell-tag"}
 
@@ -75,48 +88,55 @@ TEMPLATE = """
 """
 
 
+Link = tuple[str, str]  # A label and an address relative to the page
+
+
 def render(
     notebook: Path,  # An executed notebook
     html: Path,  # The page to write; its folder exists
     title: str,  # Shown in the browser's tab
-    # Label and relative address, for the navigation: the one of this page is marked; after a failure, pages that
-    # were never written are named without a link
-    links: Sequence[tuple[str, str]] = (),
+    links: Sequence[Link] = (),  # For the navigation
 ) -> None:
     "Render `notebook` as a self-contained page: outputs and prose without the code."
     book = nbformat.read(notebook, as_version=4)
     body, _ = _exporter().from_notebook_node(_visible(book))
     if "<h1" not in body:  # it failed before its own headline
         body = f"<h1>{escape(title)}</h1>\n{body}"
-    if _failed(book):
-        links = [(label, address if _there(html, address) else "") for label, address in links]
-    write_whole(html, page(title, body, links, current=html.name))
+    write_whole(html, page(title, body, _navigation(html, links)))
 
 
-def _there(page: Path, address: str) -> bool:
-    "Does, or will, the address lead somewhere? The index, a folder above, is written at the end of every run."
-    return "/" in address or address == page.name or (page.parent / address).is_file()
+def link(folder: Path, links: Sequence[Link]) -> None:
+    "Write the navigation of the pages in `folder` anew, for those that are there now."
+    for html in folder.glob("*.html"):
+        before, _, rest = html.read_text().partition("<nav>")
+        write_whole(html, before + _navigation(html, links) + rest.partition("</nav>")[2])
 
 
-def page(title: str, body: str, links: Iterable[tuple[str, str]], current: str = "") -> str:
+def _navigation(html: Path, links: Sequence[Link]) -> str:
+    "The page itself is marked; a page that is not there is named without a link."
+    return f"<nav><div><b>tradenb</b>{''.join(_link(html, *each) for each in links)}</div></nav>"
+
+
+def _link(html: Path, label: str, address: str) -> str:
+    if address == html.name:
+        return f'<a href="{escape(address)}" aria-current=page>{escape(label)}</a>'
+    if "/" in address or (html.parent / address).is_file():  # the index is written at the end of every run
+        return f'<a href="{escape(address)}">{escape(label)}</a>'
+    return f"<span>{escape(label)}</span>"
+
+
+def page(title: str, body: str, navigation: str) -> str:
     "A whole HTML document around `body`, with the style sheets once and the blocks' own copies taken out."
     body = body.replace(f"<style>{CSS}</style>\n", "")
-    nav = "".join(_link(label, address, address == current) for label, address in links)
     return f"""<!doctype html>
 <html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">
 <meta http-equiv=Content-Security-Policy content="default-src 'none';style-src 'unsafe-inline';img-src data:">
 <title>{escape(title)}</title><style>{CSS}
 {PAGE_CSS}</style></head>
-<body class=tn><nav><div><b>tradenb</b>{nav}</div></nav><main>
+<body class=tn>{navigation}<main>
 {body}
 </main></body></html>
 """
-
-
-def _link(label: str, address: str, current: bool) -> str:
-    if not address:
-        return f"<span>{escape(label)}</span>"
-    return f'<a href="{escape(address)}"{" aria-current=page" if current else ""}>{escape(label)}</a>'
 
 
 def _visible(book: Any) -> Any:
@@ -133,10 +153,6 @@ def _visible(book: Any) -> Any:
 
 def _has_error(cell: Any) -> bool:
     return any(output.output_type == "error" for output in cell.get("outputs", []))
-
-
-def _failed(book: Any) -> bool:
-    return any(map(_has_error, book.cells))
 
 
 @cache
@@ -190,7 +206,7 @@ def write_index(
     newest_first = sorted(rows, key=lambda row: (row.trade_date, row.run_id), reverse=True)
     blocks = [_headline(newest_first), *_summary(newest_first), _index_table(newest_first)]
     path = runs_folder / "index.html"
-    write_whole(path, page("tradenb runs", "\n".join(block.html for block in blocks), []))
+    write_whole(path, page("tradenb runs", stacked(*blocks).html, _navigation(path, [])))
     return path
 
 

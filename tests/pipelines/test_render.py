@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from pipelines.engine import run_notebook
-from pipelines.render import IndexRow, external_requests, render, write_index
+from pipelines.render import IndexRow, external_requests, link, render, write_index
 from tradenb.core.errors import FreshnessError, RunFailed
 from tradenb.trading.report import CSS
 
@@ -175,10 +175,27 @@ def test_the_index_shows_no_figures_that_no_run_has_earned(tmp_path: Path) -> No
 def test_the_navigation_calls_the_stages_what_their_pages_are_called(tmp_path: Path) -> None:
     from pipelines.flows import render_stage
 
+    (tmp_path / "1_etl.html").touch()
     executed(tmp_path, "# Model", "1").rename(tmp_path / "2_train.ipynb")
     html = render_stage(tmp_path / "2_train.ipynb", "2024-01-03").read_text()
     assert '<a href="1_etl.html">Market data</a><a href="2_train.html" aria-current=page>Model</a>' in html
     assert "<title>Model · 2024-01-03</title>" in html
+
+
+def test_pages_link_to_those_that_are_there_when_the_run_ends(tmp_path: Path) -> None:
+    names = [f"{name}.html" for name in ("data", "trade", "report")]
+    links = [*LINKS, ("The day", "report.html")]
+    executed(tmp_path, "1")
+    for name in names[:2]:
+        render(tmp_path / "run.ipynb", tmp_path / name, "Page", links)
+    assert "<span>Trade</span>" in (tmp_path / "data.html").read_text()
+    link(tmp_path, links)
+    assert '<a href="trade.html">Trade</a><span>The day</span>' in (tmp_path / "data.html").read_text()
+    render(tmp_path / "run.ipynb", tmp_path / "report.html", "Page", links)
+    link(tmp_path, links)
+    pages = [(tmp_path / name).read_text() for name in names]
+    assert all(re.findall('href="([^"]*)"', html) == ["../../index.html", *names] for html in pages)
+    assert [html.count("aria-current=page") for html in pages] == [1, 1, 1]
 
 
 def test_a_stage_that_fails_before_its_headline_has_a_title_all_the_same(tmp_path: Path) -> None:

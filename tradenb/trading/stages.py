@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GATE_RESULTS', 'ACCOUNT', 'POSITION', 'DIFFERENCE', 'keep_gate_results', 'etl', 'Trained', 'reason_to_train',
            'training', 'train_model', 'Signals', 'signals', 'Traded', 'trade', 'order_frame', 'event_frame',
-           'count_fills', 'keep_account', 'keep_positions', 'Reconciled', 'reconcile', 'DayReport', 'report',
-           'account_day', 'symbol_days', 'summarise', 'equity_history']
+           'count_fills', 'keep_account', 'kept_account', 'keep_positions', 'Reconciled', 'reconcile', 'DayReport',
+           'report', 'account_day', 'symbol_days', 'summarise', 'equity_history']
 
 # %% ../../nbs/trading/09_stages.ipynb #6e297df5
 import json
@@ -285,6 +285,14 @@ def keep_account(run: Run, moment: str) -> dict[str, Decimal]:
         connection.execute(delete(account_snapshots).filter_by(**key))
         connection.execute(insert(account_snapshots), values | key | dict(trade_date=run.row.trade_date))
     return values
+
+
+def kept_account(run: Run, moment: str) -> dict[str, Decimal]:
+    "The account as this run kept it at `moment`; empty when it did not."
+    wanted = select(*(account_snapshots.c[name] for name in ACCOUNT)).filter_by(run_id=run.run_id, moment=moment)
+    with run.engine.connect() as connection:
+        row = connection.execute(wanted).one_or_none()
+    return dict(row._mapping) if row else {}
 
 
 def keep_positions(run: Run) -> list[dict[str, Any]]:
