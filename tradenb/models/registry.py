@@ -43,6 +43,8 @@ __all__ = ['CHAMPION', 'VERSION_SCHEMA', 'ModelCard', 'LoadedModel', 'Registry',
            'deactivate', 'history']
 
 # %% ../../nbs/models/04_registry.ipynb #3c68632a
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow when it is first imported
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 CHAMPION = "champion"  # alias of the version that trades
 
 
@@ -100,8 +102,6 @@ class Registry:
     @property
     def client(self) -> MlflowClient:
         "MLflow's client on this registry; makes the folder on first use."
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         from mlflow import MlflowClient
 
         (self.root / "mlflow").mkdir(parents=True, exist_ok=True)
