@@ -227,12 +227,6 @@ def table(
 ) -> Block:
     "A frame as a table for reading."
     kinds = {name: (formats or {}).get(name) or _kind(dtype) for name, dtype in frame.schema.items()}
-    heads = {name: (labels or {}).get(name) or _heading(name) for name in kinds}
-    head = (
-        "".join(_cell("th", heads[name], kind) for name, kind in kinds.items())
-        if "".join(heads.values()).strip()
-        else ""
-    )
     rows = [_row(row, kinds, highlight) for row in frame.head(max_rows or frame.height).iter_rows(named=True)]
     left_out = frame.height - len(rows)
     foot = f"<p class=tn-foot>{len(rows):,} of {frame.height:,} rows</p>" if left_out else ""
@@ -240,7 +234,7 @@ def table(
     body = "".join(rows) or f'<tr><td class="tn-l tn-none" colspan={max(len(kinds), 1)}>none</td></tr>'
     size = "tn-table" if len(kinds) > 3 else "tn-table tn-small"
     return Block(
-        f'<div class=tn-wide><table class="{size}">{title}{f"<thead><tr>{head}</tr></thead>" if head else ""}<tbody>{body}</tbody></table>{foot}</div>'
+        f'<div class=tn-wide><table class="{size}">{title}{_head(kinds, labels or {})}<tbody>{body}</tbody></table>{foot}</div>'
     )
 
 # %% ../../nbs/trading/07_report.ipynb #23174e8f
@@ -252,6 +246,13 @@ def _kind(dtype: pl.DataType) -> Format:
     if dtype.is_float():
         return "number"
     return "date" if dtype == pl.Date else "time" if isinstance(dtype, pl.Datetime) else "text"
+
+
+def _head(kinds: Mapping[str, Format], labels: Mapping[str, str]) -> str:
+    heads = {name: labels.get(name) or _heading(name) for name in kinds}
+    if not "".join(heads.values()).strip():
+        return ""
+    return f"<thead><tr>{''.join(_cell('th', heads[name], kind) for name, kind in kinds.items())}</tr></thead>"
 
 
 def _heading(name: str) -> str:
@@ -481,17 +482,23 @@ def bars(
     colours = [PALETTE["blue"] if not signed else PALETTE["green"] if v >= 0 else PALETTE["red"] for v in values]
     with style():
         figure, axes = canvas(height or (0.5 + 0.27 * len(values) if horizontal else 2.4), width)
-        if horizontal:
-            axes.barh(names, values, 0.7, color=colours)
-            axes.invert_yaxis()
-            axes.grid(visible=False, axis="y")
-            axes.grid(visible=True, axis="x")
-        else:
-            axes.bar(_along(axes, names), values, 0.7, color=colours)
-            if 0 < len(values) < 4:
-                axes.set_xlim(len(values) / 2 - 2.5, len(values) / 2 + 1.5)
-        axes.margins(y=0.05 if not horizontal else 0.02)
+        (_lie if horizontal else _stand)(axes, names, values, colours)
         return _finish(figure, axes, title, caption, format, "x" if horizontal else "y")
+
+
+def _lie(axes: "Axes", names: Sequence[Any], values: Sequence[float], colours: Sequence[str]) -> None:
+    axes.barh(names, values, 0.7, color=colours)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x")
+    axes.margins(y=0.02)
+
+
+def _stand(axes: "Axes", names: Sequence[Any], values: Sequence[float], colours: Sequence[str]) -> None:
+    axes.bar(_along(axes, names), values, 0.7, color=colours)
+    if 0 < len(values) < 4:
+        axes.set_xlim(len(values) / 2 - 2.5, len(values) / 2 + 1.5)
+    axes.margins(y=0.05)
 
 # %% ../../nbs/trading/07_report.ipynb #1550d762
 def histogram(
