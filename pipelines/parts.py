@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from tradenb.core.clock import SystemClock
+from tradenb.core.clock import Clock, SystemClock
 from tradenb.core.db import connect, migrate
 from tradenb.core.errors import ConfigError, LakeError
 from tradenb.core.settings import Settings, variable
@@ -87,7 +87,7 @@ def serve_one(
             feed(settings, through)
         port = port or getattr(settings.services, f"{name}_port")
         say(f"{name} on http://{settings.services.host}:{port}")
-        serve_forever(APPS[name](settings, SystemClock()), settings.services.host, port)
+        serve_forever(APPS[name](settings, start_of(settings, name)), settings.services.host, port)
 
 
 def serve_all(settings: Settings, through: date | None, say: Callable[[str], None]) -> None:
@@ -104,12 +104,23 @@ def serve_all(settings: Settings, through: date | None, say: Callable[[str], Non
             port = getattr(settings.services, f"{name}_port")
             found[name] = f"http://{settings.services.host}:{port}"
             settings = with_addresses(settings, found)
-            server = Server(make_app(settings, SystemClock()), settings.services.host, port).start()
+            server = Server(make_app(settings, start_of(settings, name)), settings.services.host, port).start()
             stack.callback(server.stop)
             say(f"{name:<14}{server.url}")
         note_of(settings.root).write_text(json.dumps(found))
         wait_for_signal()
         note_of(settings.root).unlink()
+
+
+def start_of(settings: Settings, name: str) -> Clock:
+    "The service's clock; a new exchange begins before the next session to trade, which in a simulated market is not today."
+    from pipelines.day import next_trade_date
+    from tradenb.market.sources import open_source
+    from tradenb.trading.services import clock_for
+
+    return (
+        clock_for(settings, next_trade_date(settings, open_source(settings))) if name == "exchange" else SystemClock()
+    )
 
 
 def wait_for_signal() -> None:

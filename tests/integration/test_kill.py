@@ -95,9 +95,9 @@ def test_killed_while_trading_with_the_exchange_inside(desk, moment):
     assert desk.day(SECOND, **WIDE).out.count("nothing was changed") == 1
 
 
-@pytest.fixture
-def exchange(desk) -> Iterator[str]:
-    "The exchange of the root, served by a process of its own."
+@contextlib.contextmanager
+def exchange_of(desk) -> Iterator[str]:
+    "The exchange of a root, served by a process of its own."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -112,6 +112,20 @@ def exchange(desk) -> Iterator[str]:
     yield url
     process.send_signal(signal.SIGTERM)
     process.wait(60)
+
+
+@pytest.fixture
+def exchange(desk) -> Iterator[str]:
+    with exchange_of(desk) as url:
+        yield url
+
+
+def test_a_new_exchange_that_was_served_first_can_be_traded_on(fresh):
+    with exchange_of(fresh) as url:
+        fresh.day(**{"services.exchange_url": url})
+    fresh.check_books()
+    fresh.day()
+    fresh.check_books()
 
 
 @pytest.mark.parametrize("moment", ELSEWHERE)
