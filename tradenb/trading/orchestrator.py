@@ -248,6 +248,9 @@ class Market(Protocol):
     def close_for(self, trade_date: date) -> None:
         "Returns when the session of `trade_date` may be over."
 
+    def close(self) -> None:
+        "Let go of connections."
+
 
 class RealMarket:
     "Time passes by itself; nobody can hurry it."
@@ -255,6 +258,8 @@ class RealMarket:
     def open_for(self, trade_date: date) -> None: ...
 
     def close_for(self, trade_date: date) -> None: ...
+
+    def close(self) -> None: ...
 
 # %% ../../nbs/trading/03_orchestrator.ipynb #19f91bcb
 class SimulatedMarket:
@@ -273,6 +278,9 @@ class SimulatedMarket:
 
     def close_for(self, trade_date: date) -> None:
         self._move(self.exchange.now(), settled_time(trade_date))
+
+    def close(self) -> None:
+        self.exchange.close()
 
     def _move(self, now: datetime, to: datetime) -> None:
         if now < to:
