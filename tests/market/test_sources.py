@@ -163,6 +163,13 @@ def test_whatever_the_bytes_a_file_is_read_or_refused_in_one_line(tmp_path: Path
         assert bars["symbol"].null_count() == bars["date"].null_count() == 0
 
 
+def test_an_actions_file_may_hold_no_event_yet(tmp_path: Path):
+    actions = tmp_path / "actions.csv"
+    actions.write_text("symbol,ex_date,kind,ratio,cash\n")
+    source = source_of(tmp_path, HEADER + ROWS, actions_path=str(actions))
+    assert source.actions(date(2014, 1, 1), date(2014, 12, 31)).is_empty()
+
+
 def test_an_actions_file_is_read_and_its_blanks_are_neutral(tmp_path: Path):
     actions = tmp_path / "actions.csv"
     actions.write_text("symbol,ex_date,kind,ratio,cash\nAAPL,2014-06-09,split,7,\nAAPL,2014-02-06,dividend,,3.05\n")

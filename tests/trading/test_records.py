@@ -38,11 +38,12 @@ def test_a_run_that_the_gate_stopped_may_begin_again_under_other_settings(engine
     assert row.symbols == ["ACME"] and row.error is None
 
 
-def test_settings_are_fixed_once_a_stage_has_computed_under_them(engine: Engine, clock: SimulatedClock):
+def test_a_run_without_a_plan_starts_all_its_stages_over_under_other_settings(engine: Engine, clock: SimulatedClock):
     stopped(engine, clock, None)
-    with pytest.raises(InputError, match="began under settings 5e77"):
-        begin(engine, OTHER, clock)
-    assert begin(engine, SPEC, clock).settings_hash == "5e77"
+    records.learn(engine, SPEC.run_id, vintage={"bars": 3}, model_version="1")
+    row = begin(engine, OTHER, clock)
+    assert (row.settings_hash, row.vintage, row.model_version) == ("0ther", None, None)
+    assert records.stages(engine, SPEC.run_id) == {}
 
 
 def test_settings_are_fixed_once_there_is_a_plan(engine: Engine, clock: SimulatedClock):
@@ -52,5 +53,5 @@ def test_settings_are_fixed_once_there_is_a_plan(engine: Engine, clock: Simulate
             run_id=SPEC.run_id, symbol="ACME", leg=0, current_qty=0, target_qty=0, target_weight=0.0, reason="none"
         )
         connection.execute(insert(run_signals), leg)
-    with pytest.raises(InputError, match="began under settings 5e77"):
+    with pytest.raises(InputError, match="has a plan made under settings 5e77"):
         begin(engine, OTHER, clock)

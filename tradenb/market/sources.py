@@ -242,17 +242,13 @@ def _broken_line(file: Path, form: TextFormat) -> str:
 
 # %% ../../nbs/market/02_sources.ipynb #2efee869
 def read_table(file: Path, form: TextFormat) -> pl.DataFrame:
-    "A CSV or Parquet file as it is; a Parquet file keeps its types. `SourceError` when it cannot be read or holds no row."
+    "A CSV or Parquet file as it is; a Parquet file keeps its types. `SourceError` when it cannot be read."
     if file.suffix.lower() != ".parquet":
-        table = read_text(file, form)
-    else:
-        try:
-            table = pl.read_parquet(file)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise SourceError(f"{file} is not a readable Parquet file: {one_line(error)}") from None
-    if table.is_empty():
-        raise SourceError(f"{file}: the file has no rows; expected one per bar")
-    return table
+        return read_text(file, form)
+    try:
+        return pl.read_parquet(file)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise SourceError(f"{file} is not a readable Parquet file: {one_line(error)}") from None
 
 # %% ../../nbs/market/02_sources.ipynb #77ae06ff
 def _said(values: pl.Series, target: pl.DataType) -> pl.Series:
@@ -314,6 +310,8 @@ def read_bars(
 
 def _read_part(file: Path, columns: dict[str, str], form: TextFormat) -> pl.DataFrame:
     table = read_table(file, form)
+    if table.is_empty():
+        raise SourceError(f"{file}: the file has no rows; expected one per bar")
     if absent := [(f, c) for f, c in columns.items() if c not in table.columns]:
         f, c = absent[0]
         raise ConfigError(
@@ -328,7 +326,7 @@ def _read_part(file: Path, columns: dict[str, str], form: TextFormat) -> pl.Data
 
 # %% ../../nbs/market/02_sources.ipynb #04f89cd6
 def read_actions(files: Sequence[Path], form: TextFormat) -> pl.DataFrame:
-    "Corporate actions: symbol, ex_date, kind, ratio, cash, and where there are any declared_at and source."
+    "Corporate actions: symbol, ex_date, kind, ratio, cash, and where there are any declared_at and source. A file may hold none yet."
     parts = []
     for file in files:
         table = read_table(file, form)

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, func, insert, select, update
+from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
 
 import tradenb
 from ..core.clock import Clock
@@ -86,14 +86,13 @@ def _new_row(spec: RunSpec, clock: Clock) -> dict[str, Any]:
 
 
 def _started_over(connection: Connection, row: Row[Any], spec: RunSpec, clock: Clock) -> dict[str, Any]:
-    "The row under other settings; `InputError` when the run has done something under the former ones."
-    done = select(run_stages.c.run_id).where(run_stages.c.run_id == spec.run_id, run_stages.c.status == COMPLETED)
-    planned = select(run_signals.c.run_id).where(run_signals.c.run_id == spec.run_id)
-    if connection.execute(done.union(planned).limit(1)).first():
+    "The row under other settings, its stages forgotten; `InputError` when there is a plan made under the former ones."
+    if connection.execute(select(run_signals.c.run_id).where(run_signals.c.run_id == spec.run_id).limit(1)).first():
         raise InputError(
-            f"run {spec.run_id} began under settings {row.settings_hash}, these are {spec.settings_hash}: finish it with the settings it began with, or choose another date"
+            f"run {spec.run_id} has a plan made under settings {row.settings_hash}, these are {spec.settings_hash}: finish it with the settings it began with, or choose another date"
         )
-    return _new_row(spec, clock)
+    connection.execute(delete(run_stages).where(run_stages.c.run_id == spec.run_id))
+    return _new_row(spec, clock) | dict(vintage=None, model_version=None)
 
 # %% ../../nbs/trading/01_records.ipynb #be74f6ec
 def begin_stage(engine: Engine, run_id: str, stage: str, now: datetime) -> None:
