@@ -106,10 +106,10 @@ def desk(settings: Settings) -> Iterator[None]:
 
 
 def finished(settings: Settings, day: date) -> DayResult | None:
-    "The result of a day that is done already; None when there is something to do."
+    "The result of a day that is over already; None when there is something to do."
     engine = migrate(connect(database_url(settings)))
     row = records.find(engine, records.run_id_of(settings.run.strategy, day))
-    result = result_of(settings, engine, row, repeated=True) if row is not None and row.status in records.DONE else None
+    result = result_of(settings, engine, row, repeated=True) if row is not None and records.is_over(row) else None
     engine.dispose()
     return result
 

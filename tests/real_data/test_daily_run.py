@@ -95,13 +95,8 @@ def test_equity_is_cash_and_shares_at_the_vendor_s_closes(ran: Desk):
     with ran.engine.connect() as connection:
         traded = connection.execute(select(fills)).all()
         moved = connection.execute(select(cash_events)).all()
-        stored = dict(
-            connection.execute(
-                select(account_snapshots.c.trade_date, account_snapshots.c.equity).filter_by(moment="close")
-            )
-            .tuples()
-            .all()
-        )
+        closing = select(account_snapshots).filter_by(moment="close")
+        stored = {row.trade_date: row.equity for row in connection.execute(closing)}
     for day in DAYS:
         closes = dict(ran.prices.filter(pl.col("date") == day).select("symbol", "close").iter_rows())
         signed = [(f, f.qty if f.side == "buy" else -f.qty) for f in traded if f.trade_date <= day]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIME_IN_FORCE', 'FINAL', 'GOOD', 'reference_prices', 'leaving', 'tradeable', 'Leg', 'intent_of', 'make_plan',
-           'read_plan', 'keep_plan', 'Sent', 'send_plan', 'order_body', 'verdict', 'planning_time', 'settled_time',
-           'Market', 'RealMarket', 'SimulatedMarket', 'wait_until_final', 'holdings']
+           'read_plan', 'keep_plan', 'Sent', 'send_plan', 'order_body', 'came_to', 'verdict', 'planning_time',
+           'settled_time', 'Market', 'RealMarket', 'SimulatedMarket', 'wait_until_final', 'holdings']
 
 # %% ../../nbs/trading/03_orchestrator.ipynb #8c68e195
 from collections.abc import Callable, Mapping, Sequence
@@ -217,6 +217,14 @@ def order_body(leg: Leg, strategy: str, trade_date: date, trade_at: str, run_id:
 # %% ../../nbs/trading/03_orchestrator.ipynb #5da6bf84
 FINAL = ("filled", "canceled", "expired", "rejected", "replaced", "dry_run")
 GOOD = ("filled", "dry_run")
+
+
+def came_to(
+    order: Mapping[str, Any],  # status, filled_qty
+) -> str:
+    "What an order came to: its status, or `partially_filled` when it ended with a part of what it asked for."
+    partly = order["status"] != "filled" and Decimal(str(order.get("filled_qty") or 0)) > 0
+    return "partially_filled" if partly else str(order["status"])
 
 
 def verdict(

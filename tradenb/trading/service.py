@@ -34,6 +34,7 @@ from tradenb.trading.orchestrator import (
     RealMarket,
     Sent,
     SimulatedMarket,
+    came_to,
     holdings,
     keep_plan,
     leaving,
@@ -157,7 +158,7 @@ def plan_run(desk: Desk, row: Row[Any]) -> list[Leg]:
 def run_day(desk: Desk, request: RunRequest) -> RunAnswer:
     "Plan once, send the plan, answer with every mapping."
     row = records.begin(desk.engine, run_spec(desk.settings, request), SystemClock())
-    if row.status in records.DONE:
+    if records.is_over(row):
         return answer_of(desk, row.run_id)
     plan = read_plan(desk.engine, row.run_id) or plan_run(desk, row)
     trade_at = desk.settings.execution.trade_at
@@ -233,7 +234,7 @@ def settle_day(desk: Desk, run_id: str) -> dict[str, Any]:
     desk.execution.reconcile(run_id, row.trade_date)
     orders = wait_until_final(lambda: desk.execution.orders(run_id), desk.settings.execution.settle_timeout_s)
     planned = sum(leg.client_order_id is not None for leg in read_plan(desk.engine, run_id))
-    statuses = [str(order["status"]) for order in orders] + ["failed"] * (planned - len(orders))
+    statuses = [came_to(order) for order in orders] + ["failed"] * (planned - len(orders))
     return {
         "run_id": run_id,
         "status": verdict(statuses),

@@ -182,7 +182,6 @@ def trade(run: Run) -> Traded:
     answer = run.orchestrator.run(run.run_id, run.trade_date)
     say(f"{answer['orders']} orders sent; the session passes")
     settled = run.orchestrator.settle(run.run_id)
-    answer = run.orchestrator.run(run.run_id, run.trade_date) if settled["status"] == "failed" else answer
     frame = order_frame(run)
     run.note(
         "trade", status=settled["status"], orders=answer["orders"], statuses=settled["orders"], fills=count_fills(run)

@@ -219,7 +219,7 @@ def sessions_frame(
 def recent_summaries(day: DayReport, most: int) -> dict[date, Mapping[str, Any]]:
     "The headline figures of this session and of the last ones that were finished before it."
     run, rows = day.run, records.listing(day.run.engine, limit=most + 10)
-    ended = [r for r in rows if r.strategy == run.row.strategy and r.status in records.DONE]
+    ended = [r for r in rows if r.strategy == run.row.strategy and records.is_over(r)]
     before = [r for r in ended if r.trade_date < run.trade_date]
     return {run.trade_date: day.summary} | {r.trade_date: r.summary or {} for r in before[: most - 1]}
 

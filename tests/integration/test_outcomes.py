@@ -1,0 +1,40 @@
+"How a day is called when not every order fills, and that such a day is over all the same."
+
+from datetime import date
+
+from tradenb.core import db
+
+FIRST, SECOND = date(2020, 1, 3), date(2020, 1, 6)
+
+
+def test_a_day_of_partial_fills_is_partially_completed_and_over(fresh):
+    thin = {"exchange.volume_share": 0.0002}
+    answer = fresh.day(FIRST, **thin)
+    assert fresh.status(FIRST) == "partially_completed"
+    assert "10 partially_filled" in answer.out
+    fresh.check_books()
+    before = fresh.counts()
+    assert "nothing was changed" in fresh.day(FIRST, **thin).out
+    assert fresh.counts() == before
+
+
+def test_a_day_on_which_nothing_fills_ends_as_failed_and_the_next_day_goes_on(fresh):
+    poor = {"exchange.cash": 1}
+    for _ in range(2):
+        answer = fresh.tradenb("paper-run", "--date", str(FIRST), **poor)
+        assert answer.code == 2, answer.err
+        assert "books match" in answer.out
+        assert fresh.status(FIRST) == "failed"
+        assert fresh.rows(db.fills) == []
+        assert {order["status"] for order in fresh.rows(db.orders)} == {"rejected"}
+    assert "nothing was changed" in answer.out
+    answer = fresh.tradenb("paper-run", **poor)
+    assert str(SECOND) in answer.out
+
+
+def test_the_opening_auction_is_traded_on_a_label_of_open_prices(fresh):
+    at_open = {"execution.trade_at": "open", "label.price": "open"}
+    fresh.day(FIRST, **at_open)
+    assert fresh.status(FIRST) == "completed"
+    assert {(order["time_in_force"], order["status"]) for order in fresh.rows(db.orders)} == {("opg", "filled")}
+    fresh.check_books()
