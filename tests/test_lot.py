@@ -179,7 +179,7 @@ def test_a_program_that_ends_while_starting_is_reported_with_its_last_line(tmp_p
 
 
 def test_tracked_files_name_no_place_on_a_machine() -> None:
-    here = re.escape(str(PROJECT.parent)) + "/"
+    here = re.escape(str(PROJECT))
     home = re.compile(r"(?<![\w.])/(?:home|Users|root)/\w|(?<![\w./])/tmp/\w|" + here)
     texts = [path for path in tracked() if path.suffix not in (".lock", ".png") and path != Path(__file__)]
     found = {
