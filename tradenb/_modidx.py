@@ -1725,6 +1725,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'tradenb/trading/pages/etl.py'),
                                            'tradenb.trading.pages.etl._judgement': ( 'trading/pages/etl.html#_judgement',
                                                                                      'tradenb/trading/pages/etl.py'),
+                                           'tradenb.trading.pages.etl._lasting': ( 'trading/pages/etl.html#_lasting',
+                                                                                   'tradenb/trading/pages/etl.py'),
                                            'tradenb.trading.pages.etl._lost': ( 'trading/pages/etl.html#_lost',
                                                                                 'tradenb/trading/pages/etl.py'),
                                            'tradenb.trading.pages.etl.action_terms': ( 'trading/pages/etl.html#action_terms',

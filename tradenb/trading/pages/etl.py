@@ -40,7 +40,7 @@ from ..run import Run
 # %% ../../../nbs/trading/pages/02_etl.ipynb #83ede05f
 def findings(report: EtlReport, max_bad_share: float) -> list[Finding]:
     "What there is to say about a day's data, most serious first."
-    said = [_completeness(report), _judgement(report, max_bad_share), *_lost(report)]
+    said = [_completeness(report), _judgement(report, max_bad_share), *_lost(report), *_lasting(report)]
     return sorted(said, key=lambda finding: finding[0] == "green")
 
 
@@ -68,12 +68,19 @@ def _lost(report: EtlReport) -> list[Finding]:
     return [("amber", text)] if names else []
 
 
+def _lasting(report: EtlReport) -> list[Finding]:
+    odd = report.gate.reported.filter(pl.col("check") == "lasting_move") if report.gate else report.quarantined.clear()
+    names = odd["symbol"].unique().sort().to_list()
+    text = f"A move that lasts and that no corporate action explains: {listed(names)}. Real, or a split that nobody reported."
+    return [("amber", text)] if names else []
+
+
 def opening(run: Run, report: EtlReport) -> Block:
     "Verdict on the day's data."
     found = findings(report, run.settings.market.max_bad_share)
     verdict = worst([verdict for verdict, _ in found])
     good = " and clean." if not len(report.quarantined) else "; bad rows are in quarantine."
-    first = f"The data is complete{good}" if verdict == "green" else "The data is usable; look at what is missing."
+    first = f"The data is complete{good}" if verdict == "green" else "The data is usable; look at what is odd."
     return headline("Market data", subtitle(run), verdict, [first, *(text for _, text in found)])
 
 # %% ../../../nbs/trading/pages/02_etl.ipynb #d78a4712
