@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Engine, Row
 
-from tradenb.core.calendar import next_session, require_session, sessions
+from tradenb.core.calendar import require_session, sessions
 from tradenb.core.db import connect, migrate
 from tradenb.core.errors import InputError
 from tradenb.core.settings import Settings
@@ -51,7 +51,6 @@ def choose_date(settings: Settings, asked: date | None) -> date:
         raise InputError(
             f"{day} lies outside the {source.name} source, which has {source.first_date} to {source.last_date}"
         )
-    check_symbols(settings.market.symbols, source.symbols())
     return day
 
 
@@ -59,32 +58,9 @@ def next_trade_date(settings: Settings, source: Any) -> date:
     "The session after the last finished run's; the source's first when there is none."
     engine = migrate(connect(database_url(settings)))
     try:
-        return default_trade_date(settings, engine, lambda: first_trade_date(settings, source))
+        return default_trade_date(settings, engine, lambda: source.first_trade_date)
     finally:
         engine.dispose()
-
-
-def first_trade_date(settings: Settings, source: Any) -> date:
-    "Where a first run begins: after the demo market's years of history; at the last session of files."
-    if settings.market.source != "demo":
-        return source.last_date
-    start = settings.demo.start
-    return next_session(start.replace(year=start.year + settings.demo.years, day=min(start.day, 28)))
-
-
-def check_symbols(asked: tuple[str, ...], known: list[str]) -> None:
-    "Refuse a symbol that the source does not have."
-    import difflib
-
-    for symbol in asked:
-        if symbol not in known:
-            near = difflib.get_close_matches(symbol, known, n=3, cutoff=0.4)
-            hint = (
-                f"did you mean {', '.join(near)}?"
-                if near
-                else f"it has {len(known)}, the first are {', '.join(known[:5])}"
-            )
-            raise InputError(f"unknown symbol {symbol}: the source does not have it; {hint}")
 
 
 def check_only(settings: Settings, day: date) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import date
 from typing import Any
 
@@ -61,8 +61,8 @@ def signals_now(settings: Settings, as_of: date | None) -> tuple[pl.DataFrame, d
     from tradenb.trading.clients import SignalsClient
 
     day, book = as_of or newest_session(Lake(settings.root / "lake")), settings.portfolio
-    with serving(create_app(settings, SystemClock())) as url:
-        answer = SignalsClient(url).generate(day, list(settings.market.symbols) or None, book.top_n, book.bottom_n)
+    with serving(create_app(settings, SystemClock())) as url, closing(SignalsClient(url)) as client:
+        answer = client.generate(day, list(settings.market.symbols) or None, book.top_n, book.bottom_n)
     return pl.DataFrame(answer["signals"], infer_schema_length=None).sort("rank"), answer["metadata"]
 
 

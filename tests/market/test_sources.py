@@ -266,3 +266,16 @@ def test_settings_choose_the_source_and_an_unknown_symbol_is_refused(
     assert open_source(make_settings(**chosen, **{"market.symbols": "MSFT"})).symbols() == ["AAPL", "MSFT"]
     with pytest.raises(InputError, match="unknown symbol MFST: the source files has 2 symbols; did you mean MSFT"):
         open_source(make_settings(**chosen, **{"market.symbols": "MFST"}))
+
+
+@pytest.mark.parametrize(
+    ("start", "first"),
+    [
+        (date(2018, 1, 2), date(2020, 1, 3)),
+        (date(2018, 8, 31), date(2020, 9, 1)),
+        (date(2020, 2, 28), date(2022, 3, 1)),
+        (date(2020, 2, 29), date(2022, 3, 1)),
+    ],
+)
+def test_a_first_run_on_the_demo_market_comes_after_its_years_of_history(start: date, first: date):
+    assert DemoSource(start=start, years=2).first_trade_date == first

@@ -39,6 +39,8 @@ class Source(Protocol):
     def first_date(self) -> date: ...  # First day with bars
     @property
     def last_date(self) -> date: ...  # Last day it can answer for
+    @property
+    def first_trade_date(self) -> date: ...  # The session that a first run trades in
     def symbols(self) -> list[str]: ...
     def bars(
         self, start: date, end: date, symbols: Sequence[str] | None = None
@@ -112,8 +114,8 @@ class DemoSource:
 
     @property
     def first_trade_date(self) -> date:
-        "The first session after the history."
-        return next_session(date.fromordinal(_later(self.start, self.years).toordinal() - 1))
+        "The first session after the years of history."
+        return next_session(_later(self.start, self.years))
 
     @property
     def last_date(self) -> date:
@@ -396,6 +398,11 @@ class FilesSource:
     @property
     def last_date(self) -> date:
         return self._spans["last_date"].max()  # type: ignore[return-value]
+
+    @property
+    def first_trade_date(self) -> date:
+        "The newest session: all that came before is history."
+        return self.last_date
 
     def symbols(self) -> list[str]:
         return self._spans["symbol"].to_list()

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -186,7 +186,8 @@ def _prepare_exchange(settings: Settings, trade_date: date) -> None:
         return
     provide_feed(settings, trade_date)
     if settings.services.exchange_url:
-        exchange_client(settings).call("POST", "/admin/feed/reload")
+        with closing(exchange_client(settings)) as exchange:
+            exchange.call("POST", "/admin/feed/reload")
 
 # %% ../../nbs/trading/06_services.ipynb #11d422ee
 def exchange_client(settings: Settings) -> ExchangeClient:
@@ -220,7 +221,8 @@ def check_health(settings: Settings) -> dict[str, dict[str, Any]]:
     "The services' health; `ServiceUnavailable` or `BrokerUnavailable` when one of them, or the broker, does not answer."
     if settings.execution.broker == "exchange":
         try:
-            exchange_client(settings).now()
+            with closing(exchange_client(settings)) as exchange:
+                exchange.now()
         except ServiceUnavailable as error:
             raise BrokerUnavailable(str(error)) from error
     answers = health(settings)
