@@ -42,7 +42,7 @@ class DayResult:
 
 def choose_date(settings: Settings, asked: date | None) -> date:
     "The session to trade in: the one asked for, else the one after the last finished run's. `InputError` where that cannot be."
-    from tradenb.market.sources import open_source
+    from tradenb.market.catalog import open_source
 
     day = require_session(asked) if asked else None
     source = open_source(settings)

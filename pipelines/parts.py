@@ -24,7 +24,7 @@ from tradenb.trading.services import APPS, exchange_to_itself, note_of, provide_
 def take_in(settings: Settings, as_of: date) -> EtlReport:
     "The ETL of a run, without one."
     from tradenb.core.calendar import next_session
-    from tradenb.market.sources import open_source
+    from tradenb.market.catalog import open_source
     from tradenb.trading.services import clock_for
 
     with alone(settings.root):
@@ -115,7 +115,7 @@ def serve_all(settings: Settings, through: date | None, say: Callable[[str], Non
 def start_of(settings: Settings, name: str) -> Clock:
     "The service's clock; a new exchange begins before the next session to trade, which in a simulated market is not today."
     from pipelines.day import next_trade_date
-    from tradenb.market.sources import open_source
+    from tradenb.market.catalog import open_source
     from tradenb.trading.services import clock_for
 
     return (
@@ -136,7 +136,7 @@ def wait_for_signal() -> None:
 
 def feed(settings: Settings, through: date | None) -> None:
     "The exchange's feed, up to `through` or the source's newest session."
-    from tradenb.market.sources import open_source
+    from tradenb.market.catalog import open_source
 
     provide_feed(settings, through or open_source(settings).last_date)
 

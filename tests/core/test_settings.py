@@ -21,8 +21,8 @@ def test_the_command_line_beats_the_environment_which_beats_the_file() -> None:
     [
         ("portfolio.capital", "-1", "greater than 0"),
         ("portfolio.capital", "NaN", "finite"),
-        ("market.max_bad_share", "1.5", "less than or equal to 1"),
-        ("market.source", "bloomberg", "'demo' or 'files'"),
+        ("quality.max_bad_share", "1.5", "less than or equal to 1"),
+        ("market.source", "bloomberg", "'demo', 'files' or 'alpaca'"),
         ("demo.start", "yesterday", "date"),
         ("training.threads", "many", "integer"),
         ("services.exchange_port", "70000", "65535"),

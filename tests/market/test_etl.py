@@ -17,10 +17,10 @@ from tradenb.core.calendar import next_session, previous_session, sessions, shif
 from tradenb.core.clock import SimulatedClock, new_york
 from tradenb.core.errors import FreshnessError, InputError, QualityError, SourceError
 from tradenb.core.settings import Settings, load
+from tradenb.market.catalog import open_source
 from tradenb.market.etl import EtlReport, run_etl
 from tradenb.market.lake import TABLES, Lake
 from tradenb.market.quality import release, sample_bars
-from tradenb.market.sources import open_source
 
 DAYS = sessions(date(2023, 10, 2), date(2024, 3, 28))
 BARS = sample_bars(DAYS, symbols=12, seed=11)
@@ -117,7 +117,7 @@ def test_day_by_day_ends_with_the_same_tables_as_all_at_once(etl: Callable[..., 
     vendor = Vendor(rows, pl.concat([dividend("S005", DAYS[-3]), dividend("S002", DAYS[-5]), dividend("S001", LAST)]))
     daily, whole = Lake(tmp_path / "daily"), Lake(tmp_path / "whole")
     for day in DAYS[-16:]:
-        etl(vendor, daily, day, **{"market.max_bad_share": 0.2})
+        etl(vendor, daily, day, **{"quality.max_bad_share": 0.2})
     etl(vendor, whole, LAST)
     assert daily.read("bars").equals(whole.read("bars"))
     assert daily.read("corporate_actions").equals(whole.read("corporate_actions"))

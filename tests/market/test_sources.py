@@ -14,17 +14,10 @@ from tradenb.core.calendar import sessions
 from tradenb.core.errors import ConfigError, InputError, SourceError, TradenbError
 from tradenb.core.settings import Settings
 from tradenb.exchange.feed import Feed
+from tradenb.market.catalog import open_source, write_feed
 from tradenb.market.demo import BAR_SCHEMA
-from tradenb.market.sources import (
-    UNIVERSE_SCHEMA,
-    DemoSource,
-    FilesSource,
-    TextFormat,
-    known_by,
-    open_source,
-    usable,
-    write_feed,
-)
+from tradenb.market.files import FilesSource, TextFormat, usable
+from tradenb.market.sources import UNIVERSE_SCHEMA, DemoSource, known_by
 
 HEADER = "symbol,date,open,high,low,close,volume\n"
 ROWS = "AAPL,2014-02-03,71.8,72.53,71.33,71.65,100366000\nAAPL,2014-02-04,72.26,72.78,71.82,72.68,94170000\nMSFT,2014-02-03,37.74,37.99,36.43,36.48,64063100\n"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import polars as pl
 
+from tradenb.market.files import FilesSource
 from tradenb.market.lake import TABLES
 from tradenb.market.quality import Limits, run_gate
-from tradenb.market.sources import FilesSource
 
 
 def test_known_defects_of_a_real_file_are_found_and_little_else(real_data: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from tradenb.core.settings import Settings
-from tradenb.market.sources import open_source, write_feed
+from tradenb.market.catalog import open_source, write_feed
 
 
 def test_the_sp500_file_is_read_by_settings_alone(

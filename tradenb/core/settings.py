@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Names', 'Pairs', 'Share', 'Money', 'Port', 'Secret', 'SECRETS', 'PREFIX', 'NOT_SETTINGS', 'Section', 'Core', 'Run',
-           'Market', 'Demo', 'Files', 'Features', 'Label', 'Training', 'Portfolio', 'Execution', 'Exchange', 'Services',
-           'Settings', 'find_file', 'variable', 'load']
+           'Market', 'Quality', 'Lake', 'Universe', 'Demo', 'Files', 'Alpaca', 'Features', 'Label', 'Training',
+           'Portfolio', 'Execution', 'Exchange', 'Services', 'Settings', 'find_file', 'variable', 'load']
 
 # %% ../../nbs/core/04_settings.ipynb #44f46f3a
 import configparser
@@ -58,7 +58,7 @@ Money = Annotated[Decimal, Field(gt=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Secret = SecretStr | None
 
-# %% ../../nbs/core/04_settings.ipynb #5dd3fcfc
+# %% ../../nbs/core/04_settings.ipynb #8757d2f4
 class Core(Section):
     "What every room needs."
 
@@ -76,18 +76,51 @@ class Run(Section):
 
 
 class Market(Section):
-    "Source, adjustment, quality gate, freshness."
+    "Source, adjustment, revisions, freshness."
 
-    source: Literal["demo", "files"]
+    source: Literal["demo", "files", "alpaca"]
     symbols: Names
     adjustment: Literal["total_return", "split"]
     convention: Literal["prev_close", "ex_close"]
     history_years: int = Field(ge=0)
-    max_move: float = Field(gt=0)
-    stuck_sessions: int = Field(ge=3)
-    max_bad_share: Share
+    revision_sessions: PositiveInt
+    max_withdrawn_share: Share
     max_age_minutes: PositiveInt
     max_stale_share: Share
+    gone_after_sessions: PositiveInt
+
+
+class Quality(Section):
+    "The thresholds of the quality gate."
+
+    max_move: float = Field(gt=0)
+    reversal: float = Field(gt=0, lt=1)
+    peers: PositiveInt
+    stuck_sessions: int = Field(ge=3)
+    max_gap_sessions: int = Field(ge=0)
+    rounding: float = Field(ge=0, lt=0.01)
+    max_bad_share: Share
+    few_rows: int = Field(ge=0)
+
+
+class Lake(Section):
+    "How the lake is written and kept."
+
+    lock_timeout_s: float = Field(ge=0)
+    compact_after: int = Field(ge=2)
+
+
+class Universe(Section):
+    "Who belongs on which day: membership from a file, and what must be tradable as of the day."
+
+    name: str = Field(min_length=1)
+    membership: str
+    columns: Pairs
+    date_format: str
+    min_price: float = Field(ge=0)
+    min_dollar_volume: float = Field(ge=0)
+    liquidity_sessions: PositiveInt
+    min_history_sessions: int = Field(ge=0)
 
 
 class Demo(Section):
@@ -110,6 +143,24 @@ class Files(Section):
     date_format: str
     delimiter: str
     encoding: str
+    layout: Literal["plain", "yahoo", "lean"]
+    prices: Literal["raw", "split_adjusted", "total_return_adjusted"]
+    price_scale: float = Field(gt=0)
+
+
+class Alpaca(Section):
+    "Alpaca's market data, through alpaca-py."
+
+    data_url: str
+    trading_url: str
+    feed: Literal["iex", "sip", "delayed_sip", "otc"]
+    start: date
+    symbols_per_request: int = Field(ge=1, le=1000)
+    page_limit: int = Field(ge=1, le=10_000)
+    requests_per_minute: PositiveInt
+    attempts: PositiveInt
+    backoff_s: float = Field(ge=0)
+    timeout_s: float = Field(gt=0)
 
 # %% ../../nbs/core/04_settings.ipynb #97d3c2fa
 class Features(Section):
@@ -198,15 +249,19 @@ class Services(Section):
     exchange_port: Port
     api_key: Secret = None
 
-# %% ../../nbs/core/04_settings.ipynb #8757d2f4
+# %% ../../nbs/core/04_settings.ipynb #5dd3fcfc
 class Settings(Section):
     "All settings of one process. Secrets print as stars."
 
     core: Core
     run: Run
     market: Market
+    quality: Quality
+    lake: Lake
+    universe: Universe
     demo: Demo
     files: Files
+    alpaca: Alpaca
     features: Features
     label: Label
     training: Training
@@ -246,6 +301,8 @@ class Settings(Section):
             exclude={
                 "core": {"root", "database_url", "log_level"},
                 "services": True,
+                "lake": True,
+                "alpaca": {"data_url", "trading_url", "requests_per_minute", "attempts", "backoff_s", "timeout_s"},
                 "execution": {"broker_key_id", "broker_secret"},
             },
         )

@@ -53,7 +53,7 @@ def read_table(
     "One table of the feed. Raises `SourceError` when the file or a column is missing."
     path, columns = folder / f"{name}.parquet", list(SCHEMA[name])
     if not path.is_file():
-        raise SourceError(f"the exchange's feed misses {path}: write it with market.sources.write_feed before starting")
+        raise SourceError(f"the exchange's feed misses {path}: write it with market.catalog.write_feed before starting")
     frame = pl.read_parquet(path)
     missing = [c for c in columns if c not in frame.columns]
     if missing:

@@ -76,7 +76,7 @@ def clock_for(settings: Settings, trade_date: date) -> Clock:
 # %% ../../nbs/trading/06_services.ipynb #2f1e80bf
 def provide_feed(settings: Settings, through: date) -> None:
     "Write the exchange's feed up to and including `through`."
-    from tradenb.market.sources import open_source, write_feed
+    from tradenb.market.catalog import open_source, write_feed
 
     write_feed(open_source(settings), settings.root / "state" / "feed", through)
 

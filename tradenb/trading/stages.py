@@ -30,7 +30,7 @@ from ..features.panel import Panel
 from ..features.sets import feature_set
 from ..market.etl import EtlReport, run_etl
 from ..market.lake import Lake
-from ..market.sources import open_source
+from ..market.catalog import open_source
 from ..models.registry import LoadedModel, ModelCard, Registry, open_registry
 from ..models.training import TrainingResult, retrain_due, train, training_config
 from . import records

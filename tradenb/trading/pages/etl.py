@@ -77,7 +77,7 @@ def _lasting(report: EtlReport) -> list[Finding]:
 
 def opening(run: Run, report: EtlReport) -> Block:
     "Verdict on the day's data."
-    found = findings(report, run.settings.market.max_bad_share)
+    found = findings(report, run.settings.quality.max_bad_share)
     verdict = worst([verdict for verdict, _ in found])
     good = " and clean." if not len(report.quarantined) else "; bad rows are in quarantine."
     first = f"The data is complete{good}" if verdict == "green" else "The data is usable; look at what is odd."
