@@ -19,9 +19,10 @@ from sqlalchemy import Engine, Row
 from tradenb.core.calendar import require_session, sessions
 from tradenb.core.db import connect, migrate
 from tradenb.core.errors import InputError
+from tradenb.core.progress import say
 from tradenb.core.settings import Settings
 from tradenb.trading import records
-from tradenb.trading.run import alone, default_trade_date, say, start_run
+from tradenb.trading.run import alone, default_trade_date, start_run
 from tradenb.trading.service import database_url
 from tradenb.trading.services import check_health, running
 

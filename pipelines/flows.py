@@ -17,9 +17,10 @@ from pipelines.render import link, render
 from tradenb.core.clock import Stopwatch, SystemClock
 from tradenb.core.errors import one_line
 from tradenb.core.logs import bind, get_logger
+from tradenb.core.progress import say
 from tradenb.trading import records
 from tradenb.trading.pages.common import STAGES as PAGES
-from tradenb.trading.run import open_run, run_folder, say
+from tradenb.trading.run import open_run, run_folder
 
 STAGES = tuple(PAGES)
 JOBS = Path(__file__).with_name("jobs")

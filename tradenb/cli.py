@@ -94,9 +94,9 @@ def console(stderr: bool = False) -> "Console":
 
 @contextmanager
 def live(verbose: bool) -> Iterator[None]:
-    "Show what `tradenb.trading.run.say` says while the block runs."
+    "Show what `tradenb.core.progress.say` says while the block runs."
     from tradenb.core.clock import Stopwatch
-    from tradenb.trading.run import heard_by
+    from tradenb.core.progress import heard_by
 
     screen, watch, stage = console(stderr=True), Stopwatch(), ""
     with screen.status("starting", spinner="dots") as status:

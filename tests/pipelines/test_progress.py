@@ -13,7 +13,7 @@ def test_a_stage_speaks_to_the_screen_and_not_into_its_report(tmp_path: Path, ca
     book, out = nbformat.v4.new_notebook(), tmp_path / "out.ipynb"
     book.cells = [
         nbformat.v4.new_code_cell('root = ""', metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell('from tradenb.trading.run import say\nsay("halfway there")\nprint("kept")'),
+        nbformat.v4.new_code_cell('from tradenb.core.progress import say\nsay("halfway there")\nprint("kept")'),
     ]
     nbformat.write(book, tmp_path / "job.ipynb")
     with live(verbose=True):

@@ -25,17 +25,18 @@ from ..core.calendar import sessions
 from ..core.clock import SystemClock
 from ..core.db import account_snapshots, cash_events, fills, order_events, orders, position_snapshots, run_signals
 from ..core.errors import ModelError, NoModelError, ReconciliationBreak
+from ..core.progress import say
 from ..core.settings import Settings
 from ..features.panel import Panel
 from ..features.sets import feature_set
+from ..market.catalog import open_source
 from ..market.etl import EtlReport, run_etl
 from ..market.lake import Lake
-from ..market.catalog import open_source
 from ..models.registry import LoadedModel, ModelCard, Registry, open_registry
 from ..models.training import TrainingResult, retrain_due, train, training_config
 from . import records
 from .pnl import AccountDay, SymbolDay, day_pnl, pnl_frame
-from .run import Run, say
+from .run import Run
 
 # %% ../../nbs/trading/09_stages.ipynb #9321a6ef
 GATE_RESULTS = "great_expectations.json"  # In the run's folder
