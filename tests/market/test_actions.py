@@ -47,7 +47,7 @@ def bars_of(closes: dict[date, float], symbol: str = "KOVA") -> pl.DataFrame:
 
 
 def actions_of(rows: list[tuple], symbol: str = "KOVA") -> pl.DataFrame:
-    rows = [(symbol, d, kind, ratio, cash, None, "test") for d, kind, ratio, cash in rows]
+    rows = [(symbol, d, kind, ratio, cash, None, "test", None) for d, kind, ratio, cash in rows]
     return pl.DataFrame(rows, schema=ACTION_SCHEMA, orient="row")
 
 
