@@ -221,6 +221,7 @@ def test_no_answer_depends_on_what_has_not_happened_yet(serve, tmp_path):
         "/v2/stocks/bars/latest?symbols=ACME",
         "/v2/stocks/trades/latest?symbols=ACME",
         "/v2/stocks/quotes/latest?symbols=ACME",
+        "/v1/corporate-actions?start=2024-01-01&end=2024-12-31",
     ]
     answers = []
     for i, future in enumerate(futures):
@@ -240,7 +241,13 @@ def test_no_answer_depends_on_what_has_not_happened_yet(serve, tmp_path):
 
 def test_keys_are_needed_everywhere(serve):
     exchange = serve()
-    for path in ("/v2/account", "/v2/orders", "/v2/stocks/bars/latest?symbols=ACME", "/admin/clock"):
+    for path in (
+        "/v2/account",
+        "/v2/orders",
+        "/v2/stocks/bars/latest?symbols=ACME",
+        "/v1/corporate-actions",
+        "/admin/clock",
+    ):
         assert httpx.get(exchange.url + path).status_code == 401
         wrong = httpx.get(exchange.url + path, headers={"APCA-API-KEY-ID": "PKTEST", "APCA-API-SECRET-KEY": "no"})
         assert (wrong.status_code, wrong.json()["code"]) == (403, 40310000)

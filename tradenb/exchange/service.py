@@ -26,7 +26,7 @@ from ..core.errors import ConfigError, TradenbError, one_line
 from ..core.settings import Settings
 from . import venue as floor
 from .accounts import account_id
-from .data_api import data_router
+from .data_api import actions_router, data_router
 from .feed import Feed
 from .matching import FillModel
 from .rules import Reject, invalid
@@ -182,6 +182,8 @@ def _mount(app: FastAPI, venue: Venue, hub: Hub, keys: Keys) -> None:
     locked = [Depends(keys)]
     for router in (orders_router, positions_router, account_router, market_router, data_router):
         app.include_router(router(venue), prefix="/v2", dependencies=locked)
+    for version in ("/v1", "/v1beta1"):
+        app.include_router(actions_router(venue), prefix=version, dependencies=locked)
     app.include_router(admin_router(venue), dependencies=locked)
 
     @app.get("/health")

@@ -1,0 +1,222 @@
+"Bars and corporate actions through stock alpaca-py, page by page, known no earlier than announced."
+
+from datetime import UTC, date, datetime
+from itertools import pairwise
+from pathlib import Path
+
+import polars as pl
+import pytest
+from alpaca.common.exceptions import APIError
+from alpaca.data.enums import Adjustment, CorporateActionsType, DataFeed
+from alpaca.data.historical import StockHistoricalDataClient
+from alpaca.data.historical.corporate_actions import CorporateActionsClient
+from alpaca.data.models.corporate_actions import CashDividend, CashMerger, NameChange, SpinOff, WorthlessRemoval
+from alpaca.data.requests import CorporateActionsRequest, StockBarsRequest
+from alpaca.data.timeframe import TimeFrame
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tradenb.core.clock import new_york
+from tradenb.exchange.feed import OPTIONAL, SCHEMA, Feed, announced, read_table, spans, write_rows
+from tradenb.exchange.wire import actions_json, rates
+
+FRIDAY, MONDAY, TUESDAY, WEDNESDAY = date(2024, 3, 1), date(2024, 3, 4), date(2024, 3, 5), date(2024, 3, 6)
+EARLY = date(2024, 2, 12)
+EVENTS = [
+    ("ACME", TUESDAY, "split", 2.0, 0.25, EARLY),
+    ("BETA", TUESDAY, "split", 0.1, 0.0, EARLY),
+    ("BETA", WEDNESDAY, "stock_dividend", 1.05, 0.0, EARLY),
+    ("ACME", WEDNESDAY, "dividend", 1.0, 0.37, EARLY),
+    ("ACME", FRIDAY, "special_dividend", 1.0, 4.0, EARLY),
+    ("BETA", FRIDAY, "spin_off", 0.25, 0.0, EARLY, "BETX"),
+    ("DUNE", TUESDAY, "symbol_change", 1.0, 0.0, None, "DUNN"),
+    ("ELMO", TUESDAY, "delisting", 1.0, 41.5, MONDAY, "ACME"),
+    ("FARO", WEDNESDAY, "delisting", 1.0, 0.0, TUESDAY),
+]
+ALL = CorporateActionsRequest(start=date(2024, 1, 1), end=date(2024, 12, 31))
+SPAN = {"start": datetime(2024, 1, 1, tzinfo=UTC), "end": datetime(2024, 12, 31, tzinfo=UTC)}
+
+
+def actions_client(exchange) -> CorporateActionsClient:
+    return CorporateActionsClient("PKTEST", "secret-of-the-test", url_override=exchange.url)
+
+
+def bars_client(exchange) -> StockHistoricalDataClient:
+    return StockHistoricalDataClient("PKTEST", "secret-of-the-test", url_override=exchange.url)
+
+
+def test_the_stock_client_parses_every_sort_of_action(serve):
+    told = actions_client(serve(actions=EVENTS, at=new_york(WEDNESDAY, 18))).get_corporate_actions(ALL).data
+    assert {kind: len(entries) for kind, entries in told.items()} == {
+        "cash_dividends": 3, "cash_mergers": 1, "forward_splits": 1, "name_changes": 1,
+        "reverse_splits": 1, "spin_offs": 1, "stock_dividends": 1, "worthless_removals": 1,
+    }  # fmt: skip
+    assert [(type(e), e.process_date) for kind in ("cash_mergers", "name_changes", "worthless_removals") for e in told[kind]] == [
+        (CashMerger, TUESDAY), (NameChange, TUESDAY), (WorthlessRemoval, WEDNESDAY),
+    ]  # fmt: skip
+    (split,), (back,), (spin,) = (told[k] for k in ("forward_splits", "reverse_splits", "spin_offs"))
+    assert (split.new_rate, split.old_rate, back.new_rate, back.old_rate) == (2, 1, 1, 10)
+    assert isinstance(spin, SpinOff) and (spin.source_rate, spin.new_rate, spin.new_symbol) == (4, 1, "BETX")
+    assert sorted((d.symbol, d.rate, d.special) for d in told["cash_dividends"]) == [
+        ("ACME", 0.25, False), ("ACME", 0.37, False), ("ACME", 4.0, True),
+    ]  # fmt: skip
+    assert all(isinstance(d, CashDividend) and d.ex_date == d.process_date for d in told["cash_dividends"])
+    assert told["stock_dividends"][0].rate == 0.05
+    assert (told["cash_mergers"][0].acquirer_symbol, told["cash_mergers"][0].rate) == ("ACME", 41.5)
+
+
+def test_actions_are_chosen_by_symbol_type_id_and_day(serve):
+    exchange = serve(actions=EVENTS, at=new_york(WEDNESDAY, 18))
+    client = actions_client(exchange)
+    ask = lambda **terms: {
+        (kind, e.process_date)
+        for kind, entries in client.get_corporate_actions(ALL.model_copy(update=terms)).data.items()
+        for e in entries
+    }
+    assert ask(symbols=["DUNN"]) == {("name_changes", TUESDAY)}
+    assert ask(types=[CorporateActionsType.REVERSE_SPLIT]) == {("reverse_splits", TUESDAY)}
+    assert ask(start=WEDNESDAY, symbols=["ACME"]) == {("cash_dividends", WEDNESDAY)}
+    assert {day for _, day in ask(start=None, end=None)} == {WEDNESDAY}
+    (merger,) = client.get_corporate_actions(ALL).data["cash_mergers"]
+    assert list(client.get_corporate_actions(CorporateActionsRequest(ids=[str(merger.id)])).data) == ["cash_mergers"]
+    get = lambda **query: exchange.http.get("/v1beta1/corporate-actions", params=query)
+    assert get(start="2024-01-01", end="2024-12-31", types="forward_split").json()["corporate_actions"].keys() == {
+        "forward_splits"
+    }
+    for wrong in ({"types": "ipo"}, {"start": "soon"}, {"limit": 0}, {"page_token": "?"}, {"sort": "up"}):
+        assert get(**wrong).status_code == 422
+
+
+@pytest.mark.parametrize("sort", ["asc", "desc"])
+@pytest.mark.parametrize("limit", [1, 2, 7])
+def test_pages_of_actions_join_to_the_whole(serve, limit: int, sort: str):
+    exchange, found, token = serve(actions=EVENTS, at=new_york(WEDNESDAY, 18)), [], ""
+    while token is not None:
+        query = {"start": "2024-01-01", "end": "2024-12-31", "limit": limit, "sort": sort, "page_token": token}
+        body = exchange.http.get("/v1/corporate-actions", params=query).json()
+        page = [e for entries in body["corporate_actions"].values() for e in entries]
+        assert len(page) <= limit
+        found += sorted(page, key=lambda e: e["process_date"], reverse=sort == "desc")
+        token = body["next_page_token"]
+    assert len({e["id"] for e in found}) == len(found) == 10
+    days = [e["process_date"] for e in found]
+    assert days == sorted(days, reverse=sort == "desc")
+
+
+def test_no_action_is_told_before_it_is_announced(serve):
+    exchange = serve(actions=EVENTS, at=new_york(FRIDAY, 9))
+    client = actions_client(exchange)
+    seen = {}
+    for at in (
+        new_york(FRIDAY, 9),
+        new_york(MONDAY, 15),
+        new_york(MONDAY, 16),
+        new_york(TUESDAY, 9),
+        new_york(WEDNESDAY, 4),
+    ):
+        exchange.step(at)
+        seen[at] = set(client.get_corporate_actions(ALL).data)
+    first, *rest = seen.values()
+    assert first == {"cash_dividends", "forward_splits", "reverse_splits", "spin_offs", "stock_dividends"}
+    assert [sorted(now - first) for now in rest] == [
+        [], ["name_changes"], ["cash_mergers", "name_changes"], ["cash_mergers", "name_changes", "worthless_removals"],
+    ]  # fmt: skip
+
+
+def test_an_action_is_never_told_later_than_it_is_booked(tmp_path: Path):
+    feed = Feed(write_rows(tmp_path, [], [("ACME", TUESDAY, "split", 2.0, 0.0, WEDNESDAY)]))
+    assert len(announced(feed, new_york(TUESDAY, 3))) == 0
+    assert len(announced(feed, new_york(TUESDAY, 4))) == 1
+
+
+def test_a_feed_written_before_targets_existed_opens(tmp_path: Path):
+    write_rows(tmp_path, [("ACME", FRIDAY, 9.0, 9.0, 9.0, 9.0, 9)], [("ACME", TUESDAY, "dividend", 1.0, 0.3)])
+    old = pl.read_parquet(tmp_path / "actions.parquet").drop("declared_at", "target")
+    old.write_parquet(tmp_path / "actions.parquet")
+    assert read_table(tmp_path, "actions").columns == [*SCHEMA["actions"], *OPTIONAL["actions"]]
+    assert Feed(tmp_path).actions[0].symbol == "ACME"
+
+
+def test_a_spin_off_does_not_multiply_the_parent_s_shares(tmp_path: Path):
+    feed = Feed(write_rows(tmp_path, [], [("ACME", TUESDAY, "spin_off", 0.25, 0.0, EARLY, "ACMX")]))
+    assert feed.actions[0].ratio == 1
+
+
+def renamed(serve):
+    row = lambda symbol, day, close: (symbol, day, close, close, close, close, 900)
+    bars = [row("DUNE", FRIDAY, 10.0), row("DUNE", MONDAY, 11.0), row("DUNN", TUESDAY, 12.0), row("ACME", TUESDAY, 5.0)]
+    return serve(bars=bars, actions=EVENTS, at=new_york(TUESDAY, 18))
+
+
+def test_bars_follow_a_company_through_its_names_as_of_a_day(serve):
+    client = bars_client(renamed(serve))
+    ask = lambda symbol, asof=None: [
+        b.close
+        for b in client.get_stock_bars(
+            StockBarsRequest(symbol_or_symbols=symbol, timeframe=TimeFrame.Day, asof=asof, **SPAN)
+        ).data.get(symbol, [])
+    ]
+    assert ask("DUNN") == [10, 11, 12]
+    assert ask("DUNN", "-") == [12]
+    assert ask("DUNE") == [10, 11]
+    assert ask("DUNE", "2024-03-04") == [10, 11, 12]
+    assert ask("DUNE", "-") == [10, 11]
+    assert ask("ACME") == [5]
+
+
+names = st.sampled_from("ABCD")
+days = st.dates(date(2020, 1, 1), date(2020, 1, 20))
+
+
+@given(st.lists(st.tuples(names, names, days), max_size=6), names, days)
+def test_the_spans_of_a_company_do_not_overlap(changes, symbol, asof):
+    found = spans([c for c in changes if c[0] != c[1]], symbol, asof)
+    assert any(s.symbol == symbol and s.first <= asof <= s.last for s in found)
+    ordered = [s for s in found if s.first <= s.last]
+    assert all(a.last < b.first for a, b in pairwise(ordered))
+
+
+def test_every_parameter_that_the_stock_client_sends_is_taken(serve):
+    client = bars_client(serve(at=new_york(WEDNESDAY, 18)))
+    request = StockBarsRequest(
+        symbol_or_symbols=["BETA", "ACME"], timeframe=TimeFrame.Day, adjustment=Adjustment.RAW, feed=DataFeed.IEX,
+        asof="2024-03-06", currency="USD", sort="desc", limit=5, **SPAN,
+    )  # fmt: skip
+    bars = client.get_stock_bars(request).data
+    assert [(s, b.close) for s in bars for b in bars[s]] == [("ACME", c) for c in (105, 104, 101, 100)] + [
+        ("BETA", 21.5)
+    ]
+    with pytest.raises(APIError) as refused:
+        client.get_stock_bars(request.model_copy(update={"adjustment": Adjustment.ALL}))
+    assert refused.value.status_code == 422
+
+
+def test_an_unknown_symbol_has_no_bars_and_an_impossible_one_is_named(serve):
+    get = lambda symbols: serve_http.get("/v2/stocks/bars", params={"symbols": symbols, "start": "2024-03-01"})
+    serve_http = serve().http
+    assert get("ZZZT").json() == {"bars": {}, "next_page_token": None}
+    refused = get("ACME,no way")
+    assert (refused.status_code, refused.json()["message"]) == (400, "invalid symbol: no way")
+
+
+def test_no_bar_is_lost_when_a_session_closes_between_two_pages(serve):
+    exchange, found, token = serve(at=new_york(MONDAY, 18)), [], ""
+    while token is not None:
+        query = {"symbols": "ACME,BETA", "start": "2024-03-01", "limit": 1, "page_token": token}
+        body = exchange.http.get("/v2/stocks/bars", params=query).json()
+        found += [(s, b["c"]) for s, bars in body["bars"].items() for b in bars]
+        token = body["next_page_token"]
+        if len(found) == 3:
+            exchange.step(new_york(TUESDAY, 18))
+    assert found == [("ACME", 100), ("ACME", 101), ("BETA", 20), ("BETA", 21), ("BETA", 21.5)]
+
+
+@settings(deadline=None)
+@given(st.floats(1e-4, 1e4, allow_nan=False), st.sampled_from(["split", "stock_dividend"]))
+def test_a_ratio_survives_the_wire(ratio: float, kind: str):
+    new, old = rates(ratio)
+    assert new / old == ratio
+    if kind == "stock_dividend" and 1 <= ratio <= 2:
+        row = {"symbol": "A", "ex_date": TUESDAY, "kind": kind, "ratio": round(ratio, 6), "cash": 0.0, "target": None}
+        ((_, body),) = actions_json(row)
+        assert round(1 + body["rate"], 6) == row["ratio"]
