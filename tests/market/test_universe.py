@@ -33,4 +33,5 @@ def test_members_are_those_with_an_interval_around_the_day(rows: list, day: date
 def test_a_list_of_survivors_says_so_and_a_real_history_is_silent() -> None:
     rows = [("A", START, None)]
     assert survivorship_warning(universe(rows)) is None
-    assert "Survivorship: 1 symbols of 'u'" in str(survivorship_warning(universe(rows, has_history=False)))
+    said = str(survivorship_warning(universe([*rows, ("B", START, 40)], has_history=False)))
+    assert "1 of 2 (50.0%) ended since 2020-01-01" in said and "'u'" in said

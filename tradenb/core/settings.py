@@ -96,6 +96,7 @@ class Quality(Section):
     max_move: float = Field(gt=0)
     reversal: float = Field(gt=0, lt=1)
     peers: PositiveInt
+    bad_print_sessions: PositiveInt
     stuck_sessions: int = Field(ge=3)
     max_gap_sessions: int = Field(ge=0)
     rounding: float = Field(ge=0, lt=0.01)
@@ -117,6 +118,7 @@ class Universe(Section):
     membership: str
     columns: Pairs
     date_format: str
+    end_is: Literal["last_day", "day_after"]
     min_price: float = Field(ge=0)
     min_dollar_volume: float = Field(ge=0)
     liquidity_sessions: PositiveInt
