@@ -52,7 +52,8 @@ def actions_of(rows: list[tuple], symbol: str = "KOVA") -> pl.DataFrame:
 
 
 def between(rows: list[tuple], before: date, after: date) -> tuple[float, float]:
-    "What one old share becomes from `before` to `after`: shares, and cash per one of them. Events of one day: the split first."
+    "What one old share becomes from `before` to `after`: shares, and cash per one of them. Events of one day: the split first. Told twice is told once."
+    rows = list(set(rows))
     shares, cash = 1.0, 0.0
     for d in sorted({e[0] for e in rows if before < e[0] <= after}):
         for ex, kind, ratio, _ in rows:
