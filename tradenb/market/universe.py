@@ -19,14 +19,13 @@ from ..core.calendar import FIRST_DAY, LAST_DAY, previous_session, sessions
 from ..core.errors import ConfigError, SourceError
 from ..core.settings import Settings
 from ..core.settings import Universe as UniverseSettings
-from .files import TextFormat, find_files, read_table, typed
+from .reading import find_files, read_table, share_classes, typed
 from .sources import UNIVERSE_SCHEMA, Source, known_by
 
 # %% auto #0
-__all__ = ['FIELDS', 'TYPES', 'EndIs', 'QUIET', 'members', 'columns_of', 'dotted', 'spelled_like', 'sessions_by', 'join_stays',
-           'read_membership', 'membership_file', 'until_delisted', 'by_identity', 'point_in_time', 'ever_members',
-           'wanted_tickers', 'membership_warnings', 'Liquidity', 'restricts', 'liquid', 'eligible',
-           'survivorship_warning']
+__all__ = ['FIELDS', 'TYPES', 'EndIs', 'QUIET', 'members', 'columns_of', 'sessions_by', 'join_stays', 'read_membership',
+           'membership_file', 'until_delisted', 'by_identity', 'point_in_time', 'ever_members', 'wanted_tickers',
+           'membership_warnings', 'Liquidity', 'restricts', 'liquid', 'eligible', 'survivorship_warning']
 
 # %% ../../nbs/market/12_universe.ipynb #02a066d6
 def members(
@@ -59,33 +58,18 @@ def columns_of(
 
 
 def _read_stays(file: Path, columns: dict[str, str], date_format: str) -> pl.DataFrame:
-    table = read_table(file, TextFormat(date_format=date_format))
+    table = read_table(file)
     if absent := [(name, column) for name, column in columns.items() if column not in table.columns]:
         name, column = absent[0]
         raise ConfigError(
             f"{file} has no column {column!r} for {name}; it has {', '.join(table.columns)}: set {name}=<its column> in universe.columns"
         )
     table = table.select(pl.col(column).alias(name) for name, column in columns.items())
+    blank = pl.all_horizontal(pl.all().cast(pl.String).str.strip_chars().fill_null("") == "")
+    at = table.with_row_index("row", 1 if file.suffix.lower() == ".parquet" else 2).filter(~blank)["row"]
     if "sector" not in columns:
         table = table.with_columns(sector=pl.lit(None, pl.String))
-    first_row = 1 if file.suffix.lower() == ".parquet" else 2
-    return typed(table, file, TYPES, ("symbol", "start"), date_format).with_row_index("row", first_row)
-
-# %% ../../nbs/market/12_universe.ipynb #42a6a672
-def dotted(symbol: pl.Expr) -> pl.Expr:
-    "Share classes after a dot: `BRK-B`, `BRK/B` and `BRK B` become `BRK.B`."
-    return symbol.str.replace(r"^([A-Z]+)[-/ ]([A-Z])$", "$1.$2")
-
-
-def spelled_like(
-    universe: pl.DataFrame,  # universe, dotted
-    symbols: Collection[str],  # The source's
-) -> pl.DataFrame:
-    "The same symbols in the source's spelling, where it has them."
-    theirs = pl.DataFrame({"theirs": sorted(symbols)}, schema={"theirs": pl.String})
-    table = theirs.with_columns(symbol=dotted(pl.col("theirs"))).unique("symbol", keep="last", maintain_order=True)
-    joined = universe.join(table, on="symbol", how="left", maintain_order="left")
-    return joined.with_columns(symbol=pl.coalesce("theirs", "symbol")).drop("theirs")
+    return typed(table, file, TYPES, ("symbol", "start"), date_format).with_columns(at)
 
 # %% ../../nbs/market/12_universe.ipynb #e99a72e5
 @lru_cache(maxsize=1)
@@ -128,7 +112,8 @@ def read_membership(
 ) -> pl.DataFrame:  # universe, with history, uncut; symbols dotted
     "Stays from CSV or Parquet. `SourceError` names the row that cannot be, `ConfigError` the column that is not there."
     parts = [_read_stays(file, columns_of(columns), date_format).with_columns(file=pl.lit(str(file))) for file in files]
-    rows = pl.concat(parts).with_columns(symbol=dotted(pl.col("symbol")))
+    rows = pl.concat(parts)
+    rows = rows.with_columns(share_classes(rows["symbol"]))
     _check_order(rows, end_is)
     if end_is == "day_after":
         rows = rows.with_columns(pl.col("end") - pl.duration(days=1))
@@ -213,7 +198,7 @@ def point_in_time(
 ) -> pl.DataFrame:  # universe
     "The universe as `as_of` knew it: of the membership file when the settings name one, otherwise of the source."
     listed = membership_file(settings.universe)
-    rows = source.universe(as_of) if listed is None else spelled_like(known_by(listed, as_of), source.symbols())
+    rows = source.universe(as_of) if listed is None else known_by(listed, as_of)
     if actions is not None and len(actions):
         rows = until_delisted(rows, actions.filter(pl.col("ex_date") <= as_of))
     return by_identity(rows, identities, as_of) if identities is not None and len(identities) else rows
