@@ -14,22 +14,22 @@ from tradenb.core.errors import ConfigError, LakeError
 from tradenb.core.settings import Settings, variable
 from tradenb.core.web import Server, serve_forever
 from tradenb.market.etl import EtlReport, run_etl
-from tradenb.market.lake import Lake
+from tradenb.market.lake import Lake, open_lake
 from tradenb.trading import records
 from tradenb.trading.run import alone
 from tradenb.trading.service import database_url
 from tradenb.trading.services import APPS, exchange_to_itself, note_of, provide_feed, with_addresses
 
 
-def take_in(settings: Settings, as_of: date) -> EtlReport:
-    "The ETL of a run, without one."
+def take_in(settings: Settings, as_of: date, since: date | None = None) -> EtlReport:
+    "The ETL of a run, without one; from `since` on the source is asked again for everything."
     from tradenb.core.calendar import next_session
     from tradenb.market.catalog import open_source
     from tradenb.trading.services import clock_for
 
     with alone(settings.root):
         clock = clock_for(settings, next_session(as_of))
-        return run_etl(settings, open_source(settings), Lake(settings.root / "lake"), as_of, clock)
+        return run_etl(settings, open_source(settings), open_lake(settings), as_of, clock)
 
 
 def newest_session(lake: Lake) -> date:
@@ -46,7 +46,7 @@ def train_now(settings: Settings, as_of: date | None, why: str) -> tuple[Any, di
     from tradenb.trading.stages import train_model
 
     with alone(settings.root):
-        lake, engine = Lake(settings.root / "lake"), migrate(connect(database_url(settings)))
+        lake, engine = open_lake(settings), migrate(connect(database_url(settings)))
         day, vintage = as_of or newest_session(lake), lake.vintage()
         result = train_model(settings, lake.at(vintage), day, settings.market.symbols)
         registry = open_registry(settings, engine)
@@ -60,7 +60,7 @@ def signals_now(settings: Settings, as_of: date | None) -> tuple[pl.DataFrame, d
     from tradenb.signals.service import create_app
     from tradenb.trading.clients import SignalsClient
 
-    day, book = as_of or newest_session(Lake(settings.root / "lake")), settings.portfolio
+    day, book = as_of or newest_session(open_lake(settings)), settings.portfolio
     with serving(create_app(settings, SystemClock())) as url, closing(SignalsClient(url)) as client:
         answer = client.generate(day, list(settings.market.symbols) or None, book.top_n, book.bottom_n)
     return pl.DataFrame(answer["signals"], infer_schema_length=None).sort("rank"), answer["metadata"]

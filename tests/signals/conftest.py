@@ -14,9 +14,9 @@ from tradenb.core.settings import Settings, load
 from tradenb.core.web import serving
 from tradenb.features.panel import Panel
 from tradenb.features.sets import feature_set
-from tradenb.market.actions import adjust
+from tradenb.market.actions import place_events
 from tradenb.market.demo import simulate
-from tradenb.market.lake import Lake
+from tradenb.market.lake import Lake, open_lake
 from tradenb.models.registry import ModelCard, Registry, open_registry
 from tradenb.models.splits import WalkForward
 from tradenb.models.training import TrainingConfig, train
@@ -46,6 +46,12 @@ class House:
     versions: tuple[int, int]  # two models that predict differently
     clock: SimulatedClock
 
+    def write(self, bars: pl.DataFrame, remove: pl.DataFrame | None = None) -> None:
+        "Change the lake's bars, as a later ETL would."
+        with self.lake.writing() as draft:
+            draft.merge("bars", bars, remove)
+            draft.record(AS_OF, "test", self.clock.now())
+
 
 def settings_at(root: Path) -> Settings:
     values = {"core.root": str(root), "portfolio.top_n": 3, "portfolio.bottom_n": 3}
@@ -56,10 +62,13 @@ def settings_at(root: Path) -> Settings:
 def house(tmp_path_factory: pytest.TempPathFactory) -> House:
     settings = settings_at(tmp_path_factory.mktemp("signals"))
     demo = simulate(symbols=24, start=date(2022, 1, 3), end=AS_OF, seed=5, bad_rows=0)
-    bars, lake = adjust(demo.truth, demo.actions, "total_return", "prev_close"), Lake(settings.root / "lake")
-    lake.merge("bars", bars)
-    lake.merge("universe", demo.universe)
-    clock = SimulatedClock(new_york(date(2023, 7, 3), 9))
+    lake, clock = open_lake(settings), SimulatedClock(new_york(date(2023, 7, 3), 9))
+    with lake.writing() as draft:
+        draft.merge("bars", demo.truth)
+        draft.merge("adjustments", place_events(demo.actions, demo.truth))
+        draft.merge("universe", demo.universe)
+        draft.record(AS_OF, "test", clock.now())
+    bars = lake.read("bars")
     registry, panel = open_registry(settings, clock=clock), Panel.from_bars(bars)
     results = [train(panel, feature_set("alpha158"), replace(RECIPE, seed=seed)) for seed in (1, 2)]
     first, second = (registry.log_and_register(r, ModelCard(lake.vintage(), settings.hash)) for r in results)

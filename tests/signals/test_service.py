@@ -58,13 +58,13 @@ def test_a_past_session_is_answered_as_it_was_then(house, client):
 
 def test_a_former_vintage_can_still_be_asked(house, client):
     vintage, before = house.lake.vintage(), ask(client).json()
-    last = house.bars.filter(pl.col("date") == AS_OF).with_columns(pl.col("adj_close") * 1.5)
-    house.lake.merge("bars", last)
+    last = house.bars.filter(pl.col("date") == AS_OF).with_columns(pl.col("close") * 1.5)
+    house.write(last)
     try:
         assert ask(client).json()["signals"] != before["signals"]
         assert ask(client, vintage=vintage).json()["signals"] == before["signals"]
     finally:
-        house.lake.merge("bars", house.bars.filter(pl.col("date") == AS_OF))
+        house.write(house.bars.filter(pl.col("date") == AS_OF))
     assert ask(client).json()["signals"] == before["signals"]
 
 
@@ -76,8 +76,12 @@ def test_features_of_the_service_are_those_of_the_training_batch_bit_for_bit(hou
     straddling = pl.col("symbol").is_in(house.bars["symbol"].unique().sort()[:6].to_list())
     now_and_then = pl.Series(np.random.default_rng(3).random(house.bars.height) < 0.03)
     gone = (straddling & pl.col("date").is_in(silent.to_list())) | now_and_then
-    bars, lake = house.bars.filter(~gone), Lake(tmp_path)
-    lake.merge("bars", bars)
+    lake = Lake(tmp_path)
+    with lake.writing() as draft:
+        draft.merge("bars", house.bars.filter(~gone))
+        draft.merge("adjustments", house.lake.read("adjustments"))
+        draft.record(AS_OF, "test", house.clock.now())
+    bars = lake.read("bars")
     panel, index = Panel.from_bars(bars), index_bars(lake)
     batch = compute(panel, FSET)
     for day in (days[at], days[at - 1], days[at - 9], days[at - 19], days[halo // 2], days[3]):
@@ -217,13 +221,13 @@ def test_a_trace_id_is_answered(client):
 
 def test_symbols_left_without_a_bar_are_told(house, client):
     halted = house.bars.filter(pl.col("date") == AS_OF)["symbol"][0]
-    house.lake.merge("bars", house.bars.clear(), remove=pl.DataFrame({"symbol": [halted], "date": [AS_OF]}))
+    house.write(house.bars.clear(), remove=pl.DataFrame({"symbol": [halted], "date": [AS_OF]}))
     try:
         body = ask(client).json()
         assert body["left_out"] == [{"symbol": halted, "reason": f"no bar on {AS_OF}"}]
         assert halted not in {s["symbol"] for s in body["signals"]}
     finally:
-        house.lake.merge("bars", house.bars.filter(pl.col("date") == AS_OF))
+        house.write(house.bars.filter(pl.col("date") == AS_OF))
 
 
 def test_the_day_before_a_listing_a_name_is_unknown_to_the_universe(house, client):

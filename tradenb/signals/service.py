@@ -27,7 +27,7 @@ from ..core.web import counter, require_key
 from ..core.web import create_app as web_app
 from ..features.panel import Panel
 from ..features.sets import feature_set
-from ..market.lake import Lake
+from ..market.lake import Lake, open_lake
 from ..market.universe import members
 from ..models.registry import LoadedModel, Registry, open_registry
 from .generator import SignalSet, generate
@@ -125,7 +125,7 @@ class MarketReader:
 
     def at(self, vintage: Mapping[str, int] | None) -> Lake:
         "The lake pinned to a vintage, by default the newest one, so that all of an answer is read from the same versions."
-        return self.lake.at(self.lake.vintage() if vintage is None else vintage)
+        return self.lake.latest() if vintage is None else self.lake.at(vintage)
 
 # %% ../../nbs/signals/02_service.ipynb #5db585b4
 Version = Annotated[int, Field(ge=0, lt=2**31)]
@@ -218,7 +218,7 @@ def create_app(
 ) -> FastAPI:  # to be served on settings.services.signals_port, or on a free port
     "The signal service; it loads the champion when it starts, and starts without one too."
     holder = ModelHolder(open_registry(settings, clock=clock))
-    market = MarketReader(Lake(settings.root / "lake"))
+    market = MarketReader(open_lake(settings))
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -23,7 +23,7 @@ from ..core.clock import Clock, SystemClock
 from ..core.db import connect, migrate
 from ..core.errors import InputError
 from ..core.settings import Settings, load
-from ..market.lake import Lake
+from ..market.lake import Lake, open_lake
 from . import records
 from .clients import ExecutionClient, OrchestratorClient, SignalsClient
 from .service import RunRequest, database_url, run_spec, secret
@@ -64,7 +64,7 @@ class Run:
 
     @cached_property
     def lake(self) -> Lake:
-        return Lake(self.settings.root / "lake")
+        return open_lake(self.settings)
 
     @cached_property
     def signals(self) -> SignalsClient:

@@ -24,7 +24,7 @@ from ..core.db import connect, default_url, migrate
 from ..core.errors import DependencyError, RunFailed, one_line
 from ..core.logs import current_trace_id, get_logger, new_trace_id
 from ..core.settings import Settings
-from ..market.lake import Lake
+from ..market.lake import open_lake
 from ..portfolio.sizing import size_orders
 from . import records
 from .clients import ExchangeClient, ExecutionClient, SignalsClient
@@ -93,7 +93,7 @@ class Desk:
     def __init__(self, settings: Settings, clock: Clock, engine: Engine | None = None):
         self.settings, self.clock = settings, clock
         self.engine, self.own_engine = engine or migrate(connect(database_url(settings))), engine is None
-        self.lake = Lake(settings.root / "lake")
+        self.lake = open_lake(settings)
         services, key = settings.services, secret(settings.services.api_key)
         self.signals = SignalsClient(services.signals_url or f"http://{services.host}:{services.signals_port}", key)
         self.execution = ExecutionClient(

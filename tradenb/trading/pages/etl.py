@@ -16,7 +16,7 @@ import polars as pl
 
 from ...core.calendar import shift
 from ...market.etl import EtlReport
-from ...market.lake import Lake
+from ...market.lake import Lake, open_lake
 from .common import TABLES, Finding, capital, counted, listed, short_day, subtitle, worst
 from tradenb.trading.report import (
     HALF,
