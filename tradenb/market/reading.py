@@ -10,11 +10,13 @@ __all__ = ['SUFFIXES', 'GZIP', 'NULLS', 'GROUPED', 'KINDS', 'SHARE_CLASS', 'Text
 import codecs
 import csv
 import gzip
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from zipfile import BadZipFile
 
 import polars as pl
 
@@ -104,6 +106,9 @@ def reading(file: Path, where: Callable[[], str] = str) -> Iterator[None]:  # `w
         EOFError,
         ValueError,
         TypeError,
+        RuntimeError,
+        BadZipFile,
+        zlib.error,
     ) as error:
         kind = "is not a readable Parquet file" if kind_of(file) == ".parquet" else "cannot be read"
         raise SourceError(f"{file}{where()} {kind}: {one_line(error, 200)}") from None
