@@ -30,7 +30,9 @@ EVENTS = [
     ("ACME", FRIDAY, "special_dividend", 1.0, 4.0, EARLY),
     ("BETA", FRIDAY, "spin_off", 0.25, 0.0, EARLY, "BETX"),
     ("DUNE", TUESDAY, "symbol_change", 1.0, 0.0, None, "DUNN"),
-    ("ELMO", TUESDAY, "delisting", 1.0, 41.5, MONDAY, "ACME"),
+    ("ELMO", TUESDAY, "delisting", 1.0, 41.5, MONDAY),
+    ("GONE", TUESDAY, "delisting", 0.5, 0.0, EARLY, "ACME"),
+    ("HALF", TUESDAY, "delisting", 1.5, 4.25, EARLY, "ACME"),
     ("FARO", WEDNESDAY, "delisting", 1.0, 0.0, TUESDAY),
 ]
 ALL = CorporateActionsRequest(start=date(2024, 1, 1), end=date(2024, 12, 31))
@@ -50,6 +52,7 @@ def test_the_stock_client_parses_every_sort_of_action(serve):
     assert {kind: len(entries) for kind, entries in told.items()} == {
         "cash_dividends": 3, "cash_mergers": 1, "forward_splits": 1, "name_changes": 1,
         "reverse_splits": 1, "spin_offs": 1, "stock_dividends": 1, "worthless_removals": 1,
+        "stock_mergers": 1, "stock_and_cash_mergers": 1,
     }  # fmt: skip
     assert [(type(e), e.process_date) for kind in ("cash_mergers", "name_changes", "worthless_removals") for e in told[kind]] == [
         (CashMerger, TUESDAY), (NameChange, TUESDAY), (WorthlessRemoval, WEDNESDAY),
@@ -62,7 +65,10 @@ def test_the_stock_client_parses_every_sort_of_action(serve):
     ]  # fmt: skip
     assert all(isinstance(d, CashDividend) and d.ex_date == d.process_date for d in told["cash_dividends"])
     assert told["stock_dividends"][0].rate == 0.05
-    assert (told["cash_mergers"][0].acquirer_symbol, told["cash_mergers"][0].rate) == ("ACME", 41.5)
+    (cash,), (swap,), (both,) = (told[k] for k in ("cash_mergers", "stock_mergers", "stock_and_cash_mergers"))
+    assert (cash.rate, cash.effective_date, swap.acquirer_symbol) == (41.5, TUESDAY, "ACME")
+    assert (swap.acquirer_rate, swap.acquiree_rate) == (1, 2)
+    assert (both.acquirer_rate, both.acquiree_rate, both.cash_rate) == (3, 2, 8.5)
 
 
 def test_actions_are_chosen_by_symbol_type_id_and_day(serve):
@@ -98,7 +104,7 @@ def test_pages_of_actions_join_to_the_whole(serve, limit: int, sort: str):
         assert len(page) <= limit
         found += sorted(page, key=lambda e: e["process_date"], reverse=sort == "desc")
         token = body["next_page_token"]
-    assert len({e["id"] for e in found}) == len(found) == 10
+    assert len({e["id"] for e in found}) == len(found) == 12
     days = [e["process_date"] for e in found]
     assert days == sorted(days, reverse=sort == "desc")
 
@@ -117,7 +123,10 @@ def test_no_action_is_told_before_it_is_announced(serve):
         exchange.step(at)
         seen[at] = set(client.get_corporate_actions(ALL).data)
     first, *rest = seen.values()
-    assert first == {"cash_dividends", "forward_splits", "reverse_splits", "spin_offs", "stock_dividends"}
+    assert first == {
+        "cash_dividends", "forward_splits", "reverse_splits", "spin_offs", "stock_and_cash_mergers", "stock_dividends",
+        "stock_mergers",
+    }  # fmt: skip
     assert [sorted(now - first) for now in rest] == [
         [], ["name_changes"], ["cash_mergers", "name_changes"], ["cash_mergers", "name_changes", "worthless_removals"],
     ]  # fmt: skip

@@ -346,9 +346,14 @@ def other_json(row: Mapping[str, Any]) -> tuple[str, Json] | None:
             new, old = rates(row["ratio"] or 1.0)
             source = {"source_symbol": symbol, "source_cusip": "", "source_rate": old}
             return "spin_off", {**source, **pair, "new_rate": new}
+        case "delisting" if target:
+            new, old = rates(row["ratio"] or 1.0)
+            acquirer = {"acquirer_symbol": target, "acquirer_cusip": "", "acquirer_rate": new}
+            acquiree = {"acquiree_symbol": symbol, "acquiree_cusip": "", "acquiree_rate": old}
+            paid = {"cash_rate": float(Decimal(repr(cash)) * Decimal(repr(old)))} if cash else {}
+            return "stock_and_cash_merger" if cash else "stock_merger", {**acquirer, **acquiree, **paid}
         case "delisting" if cash:
-            acquirer = {"acquirer_symbol": target, "acquirer_cusip": ""} if target else {}
-            return "cash_merger", {**acquirer, "acquiree_symbol": symbol, "acquiree_cusip": "", "rate": cash}
+            return "cash_merger", {"acquiree_symbol": symbol, "acquiree_cusip": "", "rate": cash}
         case "delisting":
             return "worthless_removal", {"symbol": symbol, "cusip": ""}
     return None
@@ -371,6 +376,6 @@ DATED = ("name_change", "worthless_removal")  # Types that have a process date a
 
 def _dated(row: Mapping[str, Any], kind: str, body: Json) -> tuple[str, Json]:
     day = row["ex_date"].isoformat()
-    name = "effective_date" if kind == "cash_merger" else "ex_date"
+    name = "effective_date" if kind.endswith("merger") else "ex_date"
     days = {"process_date": day} if kind in DATED else {name: day, "process_date": day}
     return kind, {"id": str(uuid5(NAMESPACE_URL, f"{kind}/{row['symbol']}/{day}/{row['cash']}")), **body, **days}
