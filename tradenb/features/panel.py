@@ -64,6 +64,12 @@ class Panel:
         rows = rows_of(chosen, self.symbols)
         return Panel(chosen, self.dates, {k: x[rows] for k, x in self.fields.items()}, self.listed[rows])
 
+    def mask(self, rows: pl.DataFrame) -> NDArray[np.bool_]:  # (symbols, sessions)
+        "True where `rows` (symbol, date) are; all of them must lie on the panel."
+        mask = np.zeros(self.shape, bool)
+        mask[positions(rows, self.symbols, self.dates)] = True
+        return mask
+
     @classmethod
     def from_bars(
         cls,

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -233,12 +233,15 @@ def train(
     fset: FeatureSet,
     config: TrainingConfig,
     progress: Progress | None = None,  # called after the features and after each fit
+    eligible: NDArray[np.bool_] | None = None,  # (symbols, sessions): rows to learn from and to be judged on; None: all
 ) -> TrainingResult:
     "Walk forward, judge, and fit the production model; raises `InputError` when the history is too short."
     plan, final = folds(config.walk, len(panel.dates)), latest(config.walk, len(panel.dates))
     tell = progress or (lambda done, of, what: None)
     tell(0, len(plan) + 1, f"computing {len(fset.names)} features")
     block, returns = compute(panel, fset), label(panel, config.walk.horizon, config.price)
+    if eligible is not None:
+        block, returns = replace(block, traded=block.traded & eligible), np.where(eligible, returns, np.nan)
     target, parts, rows = rank_target(returns), [], []
     for n, fold in enumerate(plan, 1):
         booster = fit(block, target, fold, config)
