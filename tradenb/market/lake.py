@@ -237,13 +237,15 @@ class Lake:
         if set(columns) <= set(TABLES["bars"].schema):
             return scan("bars", lake.open("bars"), where, columns)
         raw = scan("bars", lake.open("bars"), where, needed(columns))
-        return adjusted(raw, lake.events(symbols), self.adjusting).select(columns)
+        return adjusted(raw, lake.events(start, symbols), self.adjusting).select(columns)
 
-    def events(self, symbols: Sequence[str] | None = None) -> pl.DataFrame:  # adjustments
-        "The events between bars; none where nothing was ever adjusted."
+    def events(self, start: date | None = None, symbols: Sequence[str] | None = None) -> pl.DataFrame:  # adjustments
+        "The events that bars from `start` on are adjusted by; none where nothing was ever adjusted."
         if not self.exists("adjustments"):
             return pl.DataFrame(schema=TABLES["adjustments"].schema)
-        return self.read("adjustments", symbols=symbols)
+        later = pl.lit(True) if start is None else pl.col("prev_date") >= start
+        where = within("adjustments", None, None, symbols) & later
+        return scan("adjustments", self.open("adjustments"), where, list(TABLES["adjustments"].schema))
 
     def revisions(
         self, start: date | None = None, end: date | None = None, symbols: Sequence[str] | None = None
@@ -319,6 +321,11 @@ class Draft(Lake):
         "The newest versions of all tables."
         return newest_versions(self)
 
+    def version(self, table: str) -> int | None:
+        "The newest version of `table`, None when it has none."
+        delta = newest(self.path(table))
+        return None if delta is None else delta.version()
+
     def append(
         self,
         table: str,
@@ -354,7 +361,7 @@ class Draft(Lake):
 
     def record(
         self,
-        as_of: date,  # The last session that is taken in now
+        as_of: date | None,  # The last session that is taken in now; None: the one of the vintage before
         source: str,  # Who wrote
         at: datetime,  # Now, aware
         since: date | None = None,  # The first day that was asked for
@@ -363,7 +370,9 @@ class Draft(Lake):
         now, last = effective(self), last_recorded(self.path("vintages"))
         if last is not None and now == last.vintage:
             return now
-        number = last.number + 1 if last else 1
+        if as_of is None and last is None:
+            raise LakeError("nothing was ever recorded in this lake: say up to which session it reaches (as_of)")
+        number, as_of = (last.number + 1, as_of or last.as_of) if last else (1, as_of)
         row = {"number": number, "as_of": as_of, "source": source, "recorded_at": at, "since": since}
         add_rows(self.path("vintages"), conform("vintages", pl.DataFrame([row | {"tables": json.dumps(now)}])))
         return now
