@@ -1247,6 +1247,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'tradenb.market.alpaca.worn': ('market/alpaca.html#worn', 'tradenb/market/alpaca.py')},
             'tradenb.market.catalog': { 'tradenb.market.catalog._actions_promise': ( 'market/catalog.html#_actions_promise',
                                                                                      'tradenb/market/catalog.py'),
+                                        'tradenb.market.catalog._alpaca': ('market/catalog.html#_alpaca', 'tradenb/market/catalog.py'),
                                         'tradenb.market.catalog._bars_promise': ( 'market/catalog.html#_bars_promise',
                                                                                   'tradenb/market/catalog.py'),
                                         'tradenb.market.catalog._demo': ('market/catalog.html#_demo', 'tradenb/market/catalog.py'),

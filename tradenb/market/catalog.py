@@ -31,7 +31,10 @@ def open_source(
 ) -> Source:
     "The source of `market.source`, read and checked. Raises `ConfigError`, `SourceError`, and `InputError` for an unknown symbol in `market.symbols`."
     kind = settings.market.source
-    source = _demo(settings) if kind == "demo" else _files(settings, clock or SystemClock())
+    if kind == "alpaca":
+        source = _alpaca(settings)
+    else:
+        source = _demo(settings) if kind == "demo" else _files(settings, clock or SystemClock())
     if settings.market.symbols or kind == "files":
         require_symbols(settings.market.symbols, source.symbols(), source.name)
     return source
@@ -46,6 +49,12 @@ def _files(settings: Settings, clock: Clock) -> Source:
     f = settings.files
     form, latest = TextFormat(f.delimiter, f.encoding, f.date_format), latest_complete(clock.now())
     return FilesSource(f.bars, f.actions, f.columns, form, f.layout, f.prices, f.price_scale, latest)
+
+
+def _alpaca(settings: Settings) -> Source:
+    from tradenb.market.alpaca import alpaca_source
+
+    return alpaca_source(settings)
 
 # %% ../../nbs/market/07_catalog.ipynb #3db25fff
 def broken_promises(
