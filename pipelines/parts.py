@@ -43,14 +43,15 @@ def newest_session(lake: Lake) -> date:
 def train_now(settings: Settings, as_of: date | None, why: str) -> tuple[Any, dict[str, float]]:
     "Train on the lake, register and activate; the champion and its out-of-sample metrics."
     from tradenb.models.registry import ModelCard, open_registry
-    from tradenb.trading.stages import train_model
+    from tradenb.trading.stages import survivorship_of, train_model
 
     with alone(settings.root):
         lake, engine = open_lake(settings), migrate(connect(database_url(settings)))
         day, vintage = as_of or newest_session(lake), lake.vintage()
-        result = train_model(settings, lake.at(vintage), day, settings.market.symbols)
-        registry = open_registry(settings, engine)
-        version = registry.log_and_register(result, ModelCard(vintage, settings.hash, records.code_version()))
+        view, registry = lake.at(vintage), open_registry(settings, engine)
+        result = train_model(settings, view, day, settings.market.symbols)
+        card = ModelCard(vintage, settings.hash, records.code_version(), survivorship=survivorship_of(view))
+        version = registry.log_and_register(result, card)
         return registry.activate(version, who="tradenb train", why=why), result.metrics
 
 

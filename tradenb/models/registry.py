@@ -56,6 +56,7 @@ class ModelCard:
     settings_hash: str
     code_version: str = tradenb.__version__
     run_id: str | None = None  # of the platform's daily run that trained it
+    survivorship: str | None = None  # What must be said about the universe that it was trained on; None: nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,7 +277,7 @@ def model_tags(result: TrainingResult, card: ModelCard) -> dict[str, str]:
         "trained_through": result.trained_through.isoformat(), "vintage": json.dumps(dict(card.vintage), sort_keys=True),
         "settings_hash": card.settings_hash, "code_version": card.code_version,
     }  # fmt: skip
-    return tags | ({"run_id": card.run_id} if card.run_id else {})
+    return tags | {name: said for name in ("run_id", "survivorship") if (said := getattr(card, name))}
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GATE_RESULTS', 'ORDER', 'ACCOUNT', 'POSITION', 'DIFFERENCE', 'keep_gate_results', 'etl', 'Trained', 'reason_to_train',
-           'training', 'train_model', 'Signals', 'signals', 'Traded', 'trade', 'order_frame', 'event_frame',
-           'count_fills', 'keep_account', 'kept_account', 'keep_positions', 'Reconciled', 'reconcile', 'DayReport',
-           'report', 'account_day', 'symbol_days', 'summarise', 'equity_history']
+           'training', 'train_model', 'survivorship_of', 'Signals', 'signals', 'Traded', 'trade', 'order_frame',
+           'event_frame', 'count_fills', 'keep_account', 'kept_account', 'keep_positions', 'Reconciled', 'reconcile',
+           'DayReport', 'report', 'account_day', 'symbol_days', 'summarise', 'equity_history']
 
 # %% ../../nbs/trading/09_stages.ipynb #6e297df5
 import json
@@ -32,6 +32,7 @@ from ..features.sets import feature_set
 from ..market.catalog import open_source
 from ..market.etl import EtlReport, run_etl
 from ..market.lake import Lake
+from ..market.universe import Liquidity, eligible, restricts, survivorship_warning
 from ..models.registry import LoadedModel, ModelCard, Registry, open_registry
 from ..models.training import TrainingResult, retrain_due, train, training_config
 from . import records
@@ -104,8 +105,9 @@ def training(run: Run) -> Trained:
             champion,
             None,
         )
-    result = train_model(run.settings, run.lake.at(run.row.vintage), run.as_of, run.row.symbols)
-    card = ModelCard(run.row.vintage, run.settings.hash, records.code_version(), run.run_id)
+    view = run.lake.at(run.row.vintage)
+    result = train_model(run.settings, view, run.as_of, run.row.symbols)
+    card = ModelCard(run.row.vintage, run.settings.hash, records.code_version(), run.run_id, survivorship_of(view))
     champion = registry.activate(registry.log_and_register(result, card), who=f"run {run.run_id}", why=why)
     run.note("train", trained=True, model_version=champion.version, rank_ic=result.metrics["rank_ic"])
     return Trained(why, champion, result)
@@ -120,9 +122,18 @@ def train_model(
     "Walk-forward training on the lake's bars up to `as_of`."
     fset = feature_set(settings.features.set)
     bars = view.read("bars", end=as_of)
-    panel = Panel.from_bars(bars.filter(pl.col("symbol").is_in(symbols)) if symbols else bars)
-    say(f"training on {len(panel.symbols)} symbols × {len(panel.dates)} sessions")
-    return train(panel, fset, training_config(settings, fset.halo), lambda done, of, what: say(f"{what} ({done}/{of})"))
+    bars = bars.filter(pl.col("symbol").is_in(symbols)) if symbols else bars
+    panel, chosen = Panel.from_bars(bars), settings.universe
+    rows = eligible(view.read("universe"), bars, Liquidity.of(chosen)) if restricts(chosen) else None
+    of_them = f", of whose {len(bars):,} bars {len(rows):,} could have been held" if rows is not None else ""
+    say(f"training on {len(panel.symbols)} symbols × {len(panel.dates)} sessions{of_them}")
+    config, tell = training_config(settings, fset.halo), lambda done, of, what: say(f"{what} ({done}/{of})")
+    return train(panel, fset, config, tell, None if rows is None else panel.mask(rows))
+
+
+def survivorship_of(view: Lake) -> str | None:
+    "What a model trained on this universe must say about it, None when nothing."
+    return survivorship_warning(view.read("universe")) if view.exists("universe") else None
 
 # %% ../../nbs/trading/09_stages.ipynb #5bb9597e
 @dataclass(frozen=True)

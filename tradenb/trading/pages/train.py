@@ -92,7 +92,9 @@ def findings(scores: Mapping[str, float]) -> list[Finding]:
 def opening(run: Run, trained: Trained, record: Record) -> Block:
     "Why a model was trained or kept, and what it is worth."
     found = findings(record.metrics)
-    said = [*_made(trained), *(text for _, text in found), *([SIMULATED] if simulated(run) else [])]
+    survivors = trained.champion.tags.get("survivorship")
+    notes = [*([SIMULATED] if simulated(run) else []), *([survivors] if survivors else [])]
+    said = [*_made(trained), *(text for _, text in found), *notes]
     return headline("Model", subtitle(run), worst([verdict for verdict, _ in found]), said)
 
 
