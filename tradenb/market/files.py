@@ -20,7 +20,7 @@ from ..core.calendar import FIRST_DAY, LAST_DAY, next_session, sessions
 from ..core.errors import ConfigError, SourceError
 from .actions import ACTION_SCHEMA, CASH_KINDS, SHARE_KINDS, combine
 from .demo import BAR_SCHEMA
-from .layouts import Layout, lean_folder, read_bars, read_lean_bars
+from .layouts import Layout, in_order, lean_folder, read_bars, read_lean_actions, read_lean_bars
 from .reading import TextFormat, find_files, read_table, share_classes, typed
 from .sources import UNIVERSE_SCHEMA, between, known_by
 
@@ -144,18 +144,16 @@ ROUNDING = 1e-6  # share of the price by which adjusted files round open or clos
 
 def usable(
     bars: pl.DataFrame,  # as delivered
-) -> pl.DataFrame:  # the same columns
-    "Rows that can have happened; one of several for a day, with high and low widened by rounding at most."
+) -> pl.DataFrame:  # the same columns, sorted by symbol and date
+    "Rows that can have happened; the first of several for a day, with high and low widened by rounding at most."
     prices = ("open", "high", "low", "close")
     positive = pl.all_horizontal((pl.col(p) > 0) & pl.col(p).is_finite() for p in prices)
     top, bottom = pl.max_horizontal(prices), pl.min_horizontal(prices)
     coherent = (top <= pl.col("high") * (1 + ROUNDING)) & (bottom >= pl.col("low") * (1 - ROUNDING))
     traded = pl.col("date").is_in(_sessions_of(bars["date"].drop_nulls()))
-    return (
-        bars.filter((positive & coherent & (pl.col("volume") >= 0)).fill_null(False) & traded)
-        .unique(["symbol", "date"], keep="first", maintain_order=True)
-        .with_columns(top.alias("high"), bottom.alias("low"))
-    )
+    again = (pl.col("symbol") == pl.col("symbol").shift()) & (pl.col("date") == pl.col("date").shift())
+    happened = bars.filter((positive & coherent & (pl.col("volume") >= 0)).fill_null(False) & traded)
+    return in_order(happened).filter(~again.fill_null(False)).with_columns(top.alias("high"), bottom.alias("low"))
 
 # %% ../../nbs/market/05_files.ipynb #ba21076f
 @dataclass(frozen=True)
@@ -187,7 +185,8 @@ class FilesSource:
     def _actions(self) -> pl.DataFrame:
         found = find_files(self.actions_path, "files.actions") if self.actions_path else []
         told = read_actions(found, self.form) if found else pl.DataFrame(schema=ACTION_SCHEMA)
-        events = column_events(self._bars, self.bars_path)
+        lean = self.layout == "lean"
+        events = read_lean_actions(lean_folder(self.bars_path)) if lean else column_events(self._bars, self.bars_path)
         return not_in_prices(told_by_both(events, told), self.prices).sort("symbol", "ex_date", "kind")
 
     @cached_property

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Layout', 'FIELDS', 'EVENTS', 'OPTIONAL', 'COLUMN_TYPES', 'YAHOO', 'EVERY', 'LEAN_SCALE', 'LEAN_BARS', 'LEAN_FACTORS',
            'LEAN_MAPS', 'mapping', 'require_columns', 'yahoo_columns', 'yahoo_tables', 'in_order', 'scaled',
-           'read_bars', 'lean_folder', 'read_lean_bars', 'read_lean_factors', 'read_lean_maps']
+           'read_bars', 'lean_folder', 'read_lean_bars', 'read_lean_factors', 'read_lean_maps', 'read_lean_actions']
 
 # %% ../../nbs/market/04b_layouts.ipynb #17c2b0d1
 import re
@@ -20,6 +20,7 @@ from ..core.errors import ConfigError, SourceError
 from ..core.progress import say
 from .demo import BAR_SCHEMA
 from .reading import TextFormat, kind_of, read_table, read_text, reading, share_classes, stem_of, typed
+from .tickers import from_lean_factors, from_lean_maps
 
 # %% ../../nbs/market/04b_layouts.ipynb #20dafaaf
 Layout = Literal["plain", "yahoo", "lean"]
@@ -100,7 +101,12 @@ def in_order(bars: pl.DataFrame) -> pl.DataFrame:
 def scaled(bars: pl.DataFrame, price_scale: float) -> pl.DataFrame:
     "Money in USD: what the file writes, divided by the scale."
     money = [c for c in ("open", "high", "low", "close", "vwap", "dividend") if c in bars.columns]
-    return bars if price_scale == 1 else bars.with_columns(pl.col(money) / price_scale)
+    return bars if price_scale == 1 else bars.with_columns(_divided(bars[name], price_scale) for name in money)
+
+
+def _divided(values: pl.Series, by: float) -> pl.Series:
+    "Each value by itself: polars multiplies by the reciprocal, and not in every row, so that a price would depend on its place."
+    return pl.Series(values.name, values.to_numpy() / by).fill_nan(None)
 
 # %% ../../nbs/market/04b_layouts.ipynb #9584c252
 EVERY = 250  # files between two words on progress
@@ -232,3 +238,9 @@ def read_lean_maps(folder: Path) -> pl.DataFrame:  # symbol, valid_through, tick
     "A market's map files: through which day a company carried which ticker."
     maps = _read_lean_tables(folder / "map_files", LEAN_MAPS, ("valid_through", "ticker"))
     return maps.with_columns(pl.col("ticker").str.to_uppercase())
+
+
+def read_lean_actions(folder: Path) -> pl.DataFrame:  # ACTION_SCHEMA, by ticker of the day
+    "A market's dividends and splits from its factor files, its changes of ticker and delistings from its map files."
+    maps = read_lean_maps(folder)
+    return pl.concat([from_lean_factors(read_lean_factors(folder), maps), from_lean_maps(maps)])
