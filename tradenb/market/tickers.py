@@ -64,12 +64,16 @@ class Plates:
         self.freed[ticker] = day
         return line.leave(day)
 
+    def unknown(self, ticker: str, day: date) -> bool:
+        "Is nothing known of who had `ticker` until `day`?"
+        return ticker not in self.holder and self.freed.get(ticker) != day
+
     def listed(self, ticker: str) -> Line:
         "A company of which nothing is known but its ticker."
         self.lines.append(line := Line([(ticker, self.freed.get(ticker), None)]))
         return line
 
-# %% ../../nbs/market/03_tickers.ipynb #8c66281d
+# %% ../../nbs/market/03_tickers.ipynb #771062e4
 def _told(actions: pl.DataFrame) -> Iterable[tuple[date, dict[str, str | None]]]:
     "Day by day: the tickers that are given up, and what is carried instead; null for a delisting. A change beats a delisting of its day."
     changed = (
@@ -80,19 +84,46 @@ def _told(actions: pl.DataFrame) -> Iterable[tuple[date, dict[str, str | None]]]
         yield day, {symbol: target if kind == "symbol_change" else None for _, symbol, kind, target in events}
 
 
+def _strangers(
+    old: pl.DataFrame,  # date, close of the ticker that is given up
+    new: pl.DataFrame,  # date, close of the ticker that is taken
+    since: date | None,  # The day on which that was free
+    day: date,  # The first day under it
+) -> bool:
+    "Are the bars under the new ticker another company's? Not when they repeat the last bars under the old one."
+    mine = old.filter(pl.col("date").is_between(day - STRAGGLERS, day, "left"))
+    there = new.filter(pl.col("date").is_between(since or date.min, day, "left"))
+    same = mine.join(there, on="date", suffix="_new").filter((pl.col("close") / pl.col("close_new") - 1).abs() < 1e-6)
+    return len(mine) > 0 and len(there) > 0 and 2 * len(same) < len(mine)
+
+
+def _bars_of(actions: pl.DataFrame, seen: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
+    "date, close of every ticker that an event names."
+    if seen is None:
+        return {}
+    named = [actions.filter(pl.col("kind").is_in(OTHER_KINDS))[name] for name in ("symbol", "target")]
+    mine = seen.filter(pl.col("symbol").is_in(pl.concat(named).drop_nulls().unique().to_list()))
+    return {
+        str(name): rows
+        for (name,), rows in mine.select("symbol", "date", "close").partition_by("symbol", as_dict=True).items()
+    }
+
+
 def _lines(actions: pl.DataFrame, seen: pl.DataFrame | None) -> list[Line]:
-    plates, delisted = Plates(), {}
+    plates, delisted, bars = Plates(), {}, _bars_of(actions, seen)
     for day, told in _told(actions):
         moving = {ticker: plates.give_up(ticker, day) for ticker in told}
         for ticker, line in moving.items():
-            if target := told[ticker]:
-                plates.take(target, line, day)
-            else:
+            if not (target := told[ticker]):
                 line.ended = delisted[ticker] = day
-    last = dict(seen.group_by("symbol").agg(pl.col("date").max()).iter_rows()) if seen is not None else {}
+                continue
+            both = plates.unknown(target, day) and {ticker, target} <= set(bars)
+            if both and _strangers(bars[ticker], bars[target], plates.freed.get(target), day):
+                plates.give_up(target, day).ended = day
+            plates.take(target, line, day)
     for ticker, day in sorted(plates.freed.items()):
         quiet = day + STRAGGLERS if delisted.get(ticker) == day else day - DAY
-        if ticker not in plates.holder and ticker in last and last[ticker] > quiet:
+        if ticker not in plates.holder and ticker in bars and bars[ticker]["date"].max() > quiet:  # type: ignore[operator]
             plates.listed(ticker)
     return plates.lines
 
@@ -108,7 +139,7 @@ def _name(line: Line, lines: list[Line]) -> str:
 
 def identities(
     actions: pl.DataFrame,  # corporate_actions, by ticker; none that is not to be known yet
-    seen: pl.DataFrame | None = None,  # symbol (ticker), date of delivered bars: tells of tickers that are in use again
+    seen: pl.DataFrame | None = None,  # symbol (the ticker), date, close; delivered bars: they tell of other companies
 ) -> pl.DataFrame:  # symbol, ticker, start (null: from the beginning), end (the last day; null: to this day); sorted
     "Who carried which ticker when."
     lines = _lines(actions, seen)
@@ -250,7 +281,7 @@ def _split_ratios(earlier: pl.Series, later: pl.Series) -> pl.Series:
 def _between(earlier: float, later: float, tolerance: float) -> float:
     return _simplest(later / earlier, tolerance) if later >= earlier else 1 / _simplest(earlier / later, tolerance)
 
-# %% ../../nbs/market/03_tickers.ipynb #771062e4
+# %% ../../nbs/market/03_tickers.ipynb #8c66281d
 def _at_ticker(events: pl.DataFrame, maps: pl.DataFrame) -> pl.DataFrame:
     "Put the ticker of the ex-date in the place of the file's name."
     uses = maps.select("symbol", pl.col("valid_through").alias("ex_date"), pl.col("ticker")).sort("symbol", "ex_date")
