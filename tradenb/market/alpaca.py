@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PASSING_STATUS', 'LONGEST_WAIT_S', 'MINUTE_S', 'LOOPBACK', 'BAR_FIELDS', 'DAY', 'READERS', 'ACTIONS_PAGE', 'BEFORE',
-           'AFTER', 'Passing', 'asked_wait', 'refusal', 'Pace', 'Calls', 'Clients', 'alpaca_clients', 'pages',
+           'AFTER', 'Passing', 'asked_wait', 'refusal', 'Pace', 'whole', 'Calls', 'Clients', 'alpaca_clients', 'pages',
            'batches', 'named', 'bar_frame', 'worn', 'while_worn', 'Event', 'events_of', 'Link', 'read_bars',
            'read_entries', 'read_newest', 'read_assets', 'read_closes', 'read_now', 'action_frame', 'AlpacaSource',
            'former', 'alpaca_source']
@@ -98,6 +98,14 @@ class Pace:
             self.sent.append(self.elapsed())
 
 # %% ../../nbs/market/06_alpaca.ipynb #caffd19b
+def whole(answer: Any, needs: Sequence[str]) -> Any:
+    "The answer, when it is an object with these keys, or a list when there are none. A proxy's page of apologies is neither."
+    if isinstance(answer, dict if needs else list) and all(name in answer for name in needs):
+        return answer
+    expected = f"an object with {', '.join(needs)}" if needs else "a list"
+    raise Passing(f"the answer is not {expected}: {' '.join(str(answer).split())[:80]!r}")
+
+
 class Calls:
     "Calls with patience."
 
@@ -120,6 +128,7 @@ class Calls:
         self,
         ask: Callable[[], Any],  # one request; may be repeated freely
         what: str,  # for the message: what is asked for
+        *needs: str,  # keys that the answer has; none: it is a list
     ) -> Any:
         "The answer. Raises `SourceError` that says what could not be had and why, `ConfigError` for refused keys."
         policy = Retrying(
@@ -131,20 +140,20 @@ class Calls:
             reraise=True,
         )
         try:
-            return policy(self.once, ask)
+            return policy(self.once, ask, needs)
         except Passing as error:
             times = f"after {self.attempts} attempts" if self.attempts > 1 else "at the only attempt"
             raise SourceError(f"{what}: {error} ({times}); nothing was taken in, try again later") from error
         except SourceError as error:
             raise SourceError(f"{what}: {error}") from error
 
-    def once(self, ask: Callable[[], Any]) -> Any:
+    def once(self, ask: Callable[[], Any], needs: Sequence[str] = ()) -> Any:
         "One attempt: the answer, or an exception that says whether another one makes sense."
         from alpaca.common.exceptions import APIError
 
         self.pace.wait()
         try:
-            return ask()
+            return whole(ask(), needs)
         except APIError as error:
             headers = error.response.headers if error.response is not None else {}
             raise refusal(error.status_code or 0, str(error), headers) from error
@@ -201,21 +210,20 @@ def pages(
     path: str,
     params: Mapping[str, Any],
     what: str,
+    key: str,  # under which a page has its rows
 ) -> Iterator[dict]:
     "The bodies of all pages."
     token, seen = None, set[str]()
 
-    def ask() -> dict:
+    def ask() -> Any:
         query = {name: value for name, value in params.items() if value is not None}
         body = client.get(path, query | ({"page_token": token} if token else {}))
-        if not isinstance(body, dict):
-            raise Passing(f"the answer is no object: {one_line(ValueError(str(body)), 80)}")
-        if (body.get("next_page_token") or None) in seen:
+        if isinstance(body, dict) and (body.get("next_page_token") or None) in seen:
             raise Passing(f"the page after {token} came twice")
         return body
 
     while True:
-        body = calls.read(ask, what)
+        body = calls.read(ask, what, key)
         yield body
         token = body.get("next_page_token") or None
         if token is None:
@@ -388,7 +396,7 @@ def read_bars(link: Link, symbols: Sequence[str], start: date, end: date) -> pl.
             adjustment=Adjustment.RAW, feed=DataFeed(link.terms.feed), asof="-", limit=link.terms.page_limit,
         )  # fmt: skip
         what = f"Alpaca's bars of {named(part)} from {start} to {end}"
-        for body in pages(link.calls, link.clients.data, "/stocks/bars", asked.to_request_fields(), what):
+        for body in pages(link.calls, link.clients.data, "/stocks/bars", asked.to_request_fields(), what, "bars"):
             frames.append(bar_frame(body.get("bars") or {}))
     return pl.concat(frames)
 
@@ -411,7 +419,7 @@ def read_entries(
             "start": str(start), "end": str(end), "limit": ACTIONS_PAGE, "sort": "asc",
         }  # fmt: skip
         what = f"Alpaca's {' and '.join(types) or 'corporate action'}s of {named(part) if part else 'all symbols'}"
-        for body in pages(link.calls, link.clients.actions, "/corporate-actions", params, what):
+        for body in pages(link.calls, link.clients.actions, "/corporate-actions", params, what, "corporate_actions"):
             for kind, entries in (body.get("corporate_actions") or {}).items():
                 found |= {str(entry.get("id", (kind, entry))): (kind, entry) for entry in entries or ()}
     return list(found.values())
@@ -423,7 +431,7 @@ def read_newest(link: Link, symbols: Sequence[str]) -> dict[str, datetime]:
     for part in link.batched(symbols, "latest trades"):
         params = {"symbols": ",".join(part), "feed": link.terms.feed}
         ask = partial(link.clients.data.get, "/stocks/trades/latest", params)
-        told = link.calls.read(ask, f"Alpaca's latest trades of {named(part)}").get("trades") or {}
+        told = link.calls.read(ask, f"Alpaca's latest trades of {named(part)}", "trades")["trades"] or {}
         newest |= {s: datetime.fromisoformat(trade["t"]) for s, trade in told.items() if trade}
     return newest
 
@@ -457,7 +465,9 @@ def read_closes(link: Link, now: datetime) -> dict[date, datetime]:
 
 def read_now(link: Link) -> datetime:
     "The broker's time."
-    return datetime.fromisoformat(link.calls.read(link.clients.trading.get_clock, "Alpaca's clock")["timestamp"])
+    return datetime.fromisoformat(
+        link.calls.read(link.clients.trading.get_clock, "Alpaca's clock", "timestamp")["timestamp"]
+    )
 
 # %% ../../nbs/market/06_alpaca.ipynb #de43d332
 def action_frame(events: Sequence[Event]) -> pl.DataFrame:
@@ -576,7 +586,10 @@ def _tell_unread(entries: Sequence[tuple[str, dict]]) -> None:
         get_logger("alpaca").warning("alpaca_actions_left_out", **left)
 
 # %% ../../nbs/market/06_alpaca.ipynb #8646836a
-def alpaca_source(settings: Settings) -> AlpacaSource:
+def alpaca_source(
+    settings: Settings,
+    pace: Pace | None = None,  # None: alpaca.requests_per_minute of real time
+) -> AlpacaSource:
     "The source that the section [alpaca] describes. Raises `ConfigError` without keys."
     terms, keys = settings.alpaca, (settings.execution.broker_key_id, settings.execution.broker_secret)
     if keys[0] is None or keys[1] is None:
@@ -584,5 +597,5 @@ def alpaca_source(settings: Settings) -> AlpacaSource:
         raise ConfigError(f"market.source=alpaca wants keys: set {names} in the environment")
     words = [key.get_secret_value() for key in keys if key]
     clients = alpaca_clients(terms.data_url, terms.trading_url, words[0], words[1], terms.timeout_s)
-    calls = Calls(terms.attempts, terms.backoff_s, Pace(terms.requests_per_minute), settings.core.seed)
+    calls = Calls(terms.attempts, terms.backoff_s, pace or Pace(terms.requests_per_minute), settings.core.seed)
     return AlpacaSource(Link(clients, calls, terms))
