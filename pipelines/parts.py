@@ -8,13 +8,14 @@ from typing import Any
 
 import polars as pl
 
+from pipelines.lake import newest_session
 from tradenb.core.clock import Clock, SystemClock
 from tradenb.core.db import connect, migrate
-from tradenb.core.errors import ConfigError, LakeError
+from tradenb.core.errors import ConfigError
 from tradenb.core.settings import Settings, variable
 from tradenb.core.web import Server, serve_forever
 from tradenb.market.etl import EtlReport, run_etl
-from tradenb.market.lake import Lake, open_lake
+from tradenb.market.lake import open_lake
 from tradenb.trading import records
 from tradenb.trading.run import alone
 from tradenb.trading.service import database_url
@@ -29,15 +30,7 @@ def take_in(settings: Settings, as_of: date, since: date | None = None) -> EtlRe
 
     with alone(settings.root):
         clock = clock_for(settings, next_session(as_of))
-        return run_etl(settings, open_source(settings), open_lake(settings), as_of, clock)
-
-
-def newest_session(lake: Lake) -> date:
-    "The last session in the lake; `LakeError` when it has none."
-    newest = lake.sql("select max(date) as day from bars").item() if lake.exists("bars") else None
-    if newest is None:
-        raise LakeError(f"the lake below {lake.root} has no bars: run `tradenb etl` first")
-    return newest
+        return run_etl(settings, open_source(settings), open_lake(settings), as_of, clock, since)
 
 
 def train_now(settings: Settings, as_of: date | None, why: str) -> tuple[Any, dict[str, float]]:

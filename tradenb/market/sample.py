@@ -17,7 +17,7 @@ from ..core.calendar import shift
 from ..core.clock import SimulatedClock, new_york
 from ..core.settings import Settings, load
 from .etl import EtlReport, run_etl
-from .lake import Lake
+from .lake import open_lake
 from .sources import DemoSource, Source
 
 # %% ../../nbs/market/14_sample.ipynb #106e02c0
@@ -53,7 +53,7 @@ def build_sample(
 ) -> tuple[Settings, list[EtlReport]]:  # Settings whose data root is `root`, and what each evening's ETL did
     "Let it happen: a lake with a history below `root`."
     settings = load({"core.root": str(root)} | MARKET, env={})
-    demo, lake = settings.demo, Lake(settings.root / "lake")
+    demo, lake = settings.demo, open_lake(settings)
     source: Source = SecondThoughts(demo.symbols, demo.start, demo.years, demo.seed, demo.strength, demo.bad_rows)
     clock, reports = SimulatedClock(new_york(evenings[0], 18)), []
     for day in evenings:
