@@ -8,14 +8,16 @@ import numpy as np
 import polars as pl
 import pytest
 
+from tradenb.core.settings import Settings, load
 from tradenb.core.web import serving
 from tradenb.features.panel import Panel
 from tradenb.features.sets import compute, feature_set
 from tradenb.market.lake import Lake
+from tradenb.market.universe import Liquidity, eligible
 from tradenb.signals.generator import generate
 from tradenb.signals.service import create_app, index_bars, recent_panel
 
-from .conftest import AS_OF, KEY, settings_at
+from .conftest import AS_OF, KEY, PROJECT, House, settings_at
 
 FSET = feature_set("alpha158")
 GENERATE = "/api/v1/signals/generate"
@@ -224,7 +226,7 @@ def test_symbols_left_without_a_bar_are_told(house, client):
     house.write(house.bars.clear(), remove=pl.DataFrame({"symbol": [halted], "date": [AS_OF]}))
     try:
         body = ask(client).json()
-        assert body["left_out"] == [{"symbol": halted, "reason": f"no bar on {AS_OF}"}]
+        assert body["left_out"] == [{"symbol": halted, "reason": f"no bar on {AS_OF}", "by_settings": False}]
         assert halted not in {s["symbol"] for s in body["signals"]}
     finally:
         house.write(house.bars.filter(pl.col("date") == AS_OF))
@@ -235,3 +237,48 @@ def test_the_day_before_a_listing_a_name_is_unknown_to_the_universe(house, clien
     listed = set(house.bars.filter(pl.col("date") == day)["symbol"])
     body = ask(client, as_of_date=str(day)).json()
     assert {s["symbol"] for s in body["signals"]} <= listed
+
+
+def with_universe(house: House, **universe: object) -> Settings:
+    "The house's settings with another universe."
+    values = {f"universe.{key}": str(value) for key, value in universe.items()}
+    book = {"core.root": str(house.settings.root), "portfolio.top_n": "3", "portfolio.bottom_n": "3"}
+    return load(book | values, env={"TRADENB_SERVICES__API_KEY": KEY}, file=PROJECT / "settings.ini")
+
+
+def ask_with(house: House, settings: Settings, **question: object) -> httpx.Response:
+    house.registry.activate(house.versions[0], "test", "start")
+    with serving(create_app(settings, house.clock)) as url:
+        return httpx.post(f"{url}{GENERATE}", json=question)
+
+
+@pytest.mark.parametrize("limits", [{"min_price": 60}, {"min_dollar_volume": 15e6}, {"min_history_sessions": 300}])
+def test_only_names_that_research_would_have_learnt_from_are_ranked(house, limits):
+    settings = with_universe(house, **limits)
+    allowed = eligible(house.lake.read("universe"), house.bars, Liquidity.of(settings.universe)).filter(date=AS_OF)
+    body = ask_with(house, settings).json()
+    assert 6 <= len(allowed) < house.bars.filter(pl.col("date") == AS_OF).height
+    assert {row["symbol"] for row in body["signals"]} == set(allowed["symbol"])
+    assert all(row["by_settings"] for row in body["left_out"]) and body["left_out"]
+
+
+def test_a_name_asked_for_that_fails_a_limit_is_left_out_with_the_numbers(house):
+    day = house.bars.filter(pl.col("date") == AS_OF).sort("close")
+    cheap, price = day.select("symbol", "close").row(0)
+    settings = with_universe(house, min_price=price + 0.01)
+    body = ask_with(house, settings, symbols=day["symbol"].to_list()).json()
+    assert body["left_out"][0]["symbol"] == cheap and f"closed at {price:g} USD, below" in body["left_out"][0]["reason"]
+    refused = ask_with(house, settings, symbols=[cheap])
+    assert (
+        refused.status_code == 422 and f"none of 1 names could be held on {AS_OF}: {cheap}" in refused.json()["detail"]
+    )
+
+
+def test_with_a_membership_file_only_its_members_of_the_day_are_ranked(house):
+    first = house.bars.group_by("symbol").agg(pl.col("date").min()).sort("date")
+    late, listed = first.row(-1)
+    day = max(d for d in house.bars["date"].unique() if d < listed)
+    names = house.bars.filter(pl.col("date") == day)["symbol"].to_list()
+    settings = with_universe(house, membership="index.csv", name="index")
+    body = ask_with(house, settings, symbols=[*names, late], as_of_date=str(day)).json()
+    assert body["left_out"] == [{"symbol": late, "reason": f"no member of index on {day}", "by_settings": True}]

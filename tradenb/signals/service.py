@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Annotated, Any
@@ -23,19 +23,20 @@ from ..core.clock import Clock
 from ..core.errors import InputError, LakeError, ModelError, NoModelError, TradenbError, one_line
 from ..core.logs import get_logger
 from ..core.settings import Settings
+from ..core.settings import Universe as UniverseSettings
 from ..core.web import counter, require_key
 from ..core.web import create_app as web_app
 from ..features.panel import Panel
 from ..features.sets import feature_set
 from ..market.lake import Lake, open_lake
-from ..market.universe import members
+from ..market.universe import Liquidity, liquid, members
 from ..models.registry import LoadedModel, Registry, open_registry
 from .generator import SignalSet, generate
 
 # %% auto #0
 __all__ = ['Version', 'ModelHolder', 'BarsIndex', 'index_bars', 'recent_panel', 'MarketReader', 'GenerateRequest', 'Signal',
-           'LeftOut', 'Metadata', 'GenerateResponse', 'names_to_rank', 'answer', 'create_app', 'add_health',
-           'add_signals', 'add_model']
+           'LeftOut', 'Metadata', 'GenerateResponse', 'names_to_rank', 'out_of_reach', 'tradable', 'answer',
+           'create_app', 'add_health', 'add_signals', 'add_model']
 
 # %% ../../nbs/signals/02_service.ipynb #64924e20
 class ModelHolder:
@@ -154,10 +155,11 @@ class Signal(BaseModel):
 
 
 class LeftOut(BaseModel):
-    "A name that could not be ranked."
+    "A name that was not ranked."
 
     symbol: str
     reason: str
+    by_settings: bool = Field(description="true: the settings' universe does not allow it; false: data is missing")
 
 
 class Metadata(BaseModel):
@@ -197,19 +199,54 @@ def names_to_rank(
         return list(index.first_bars)
     return members(lake.read("universe"), as_of)["symbol"].to_list() or list(index.first_bars)
 
+# %% ../../nbs/signals/02_service.ipynb #52b8e116
+def out_of_reach(
+    lake: Lake,
+    as_of: date,
+    names: Collection[str],
+    chosen: UniverseSettings,
+) -> pl.DataFrame:  # symbol, reason; sorted
+    "Names that the settings do not allow to be held on the day; those without a bar on it are not judged."
+    limits, found = Liquidity.of(chosen), pl.DataFrame(schema={"symbol": pl.String, "reason": pl.String})
+    if chosen.membership:
+        inside = set(members(lake.read("universe"), as_of)["symbol"])
+        strangers = [(name, f"no member of {chosen.name} on {as_of}") for name in sorted(set(names) - inside)]
+        found = pl.DataFrame(strangers, schema=found.schema, orient="row")
+    if limits.limits:
+        judged = tradable(lake, as_of, limits).filter(
+            pl.col("reason").is_not_null(), pl.col("symbol").is_in(list(names))
+        )
+        found = pl.concat([found, judged.select("symbol", "reason").join(found, on="symbol", how="anti")])
+    return found.sort("symbol")
 
+
+def tradable(lake: Lake, as_of: date, limits: Liquidity) -> pl.DataFrame:
+    "What `liquid` says of the lake's names on a day, read from no more bars than it takes."
+    start = calendar.shift(as_of, 1 - limits.sessions)
+    recent = lake.read("bars", start=start, end=as_of, columns=["symbol", "date", "close", "volume"])
+    if not limits.min_history:
+        return liquid(recent, as_of, limits)
+    days = lake.read("bars", end=as_of, columns=["symbol", "date"])
+    return liquid(recent, as_of, limits, days.group_by("symbol").agg(history=pl.len()))
+
+# %% ../../nbs/signals/02_service.ipynb #38c54e0e
 def answer(
     model: LoadedModel, market: MarketReader, settings: Settings, ask: GenerateRequest
-) -> tuple[SignalSet, dict[str, int]]:
-    "Signals and the vintage they were read from."
+) -> tuple[SignalSet, pl.DataFrame, dict[str, int]]:  # signals; symbol, reason of names out of reach; vintage
+    "Signals, who could not be held, and the vintage that both were read from."
     lake, book = market.at(ask.vintage), settings.portfolio
     index = market.index(lake)
     as_of = ask.as_of_date or index.last
     panel = recent_panel(lake, index, as_of, feature_set(model.feature_set).halo)
     names = names_to_rank(lake, index, as_of, ask.symbols)
+    barred = out_of_reach(lake, as_of, names, settings.universe)
+    allowed = sorted(set(names) - set(barred["symbol"]))
+    if not allowed:
+        first = barred.row(0, named=True)
+        raise InputError(f"none of {len(names)} names could be held on {as_of}: {first['symbol']}: {first['reason']}")
     top_n = book.top_n if ask.top_n is None else ask.top_n
     bottom_n = book.bottom_n if ask.bottom_n is None else ask.bottom_n
-    return generate(model, panel, top_n, bottom_n, names), lake.vintage()
+    return generate(model, panel, top_n, bottom_n, allowed), barred, lake.vintage()
 
 # %% ../../nbs/signals/02_service.ipynb #b67bb9f4
 def create_app(
@@ -271,7 +308,7 @@ def _model_info(model: LoadedModel) -> dict[str, Any]:
         **{k: model.tags.get(k) for k in ("vintage", "settings_hash", "code_version", "digest", "activated_by", "activated_at", "activated_why")},
     }  # fmt: skip
 
-# %% ../../nbs/signals/02_service.ipynb #52b8e116
+# %% ../../nbs/signals/02_service.ipynb #36ecf28e
 def add_signals(app: FastAPI, holder: ModelHolder, market: MarketReader, settings: Settings, clock: Clock) -> None:
     "POST /api/v1/signals/generate."
     made = counter(app, "signals_generated", "Names ranked", ("model_version",))
@@ -280,14 +317,16 @@ def add_signals(app: FastAPI, holder: ModelHolder, market: MarketReader, setting
     def generate_signals(ask: GenerateRequest) -> GenerateResponse:
         "Rank the names and give each its target weight. Changes nothing; the same question to the same model has the same answer."
         model = holder.get()
-        found, vintage = answer(model, market, settings, ask)
+        found, barred, vintage = answer(model, market, settings, ask)
+        left_out = [LeftOut(**row, by_settings=False) for row in found.left_out.to_dicts()]
+        left_out += [LeftOut(**row, by_settings=True) for row in barred.to_dicts()]
         made.labels(model.version).inc(found.signals.height)
         get_logger().info(
             "signals_generated", model_version=model.version, as_of=str(found.as_of), names=found.signals.height
         )
         return GenerateResponse(
             signals=[Signal(**row) for row in found.signals.to_dicts()],
-            left_out=[LeftOut(**row) for row in found.left_out.to_dicts()],
+            left_out=sorted(left_out, key=lambda row: row.symbol),
             metadata=Metadata(
                 model_version=model.version, strategy_name=settings.run.strategy, as_of_date=found.as_of,
                 generated_at=clock.now(), num_signals=found.signals.height, vintage=vintage,

@@ -141,7 +141,9 @@ class Signals:
     "The day's signals as the service gave them."
 
     frame: pl.DataFrame  # symbol, predicted_return, rank, target_weight; best first
-    left_out: pl.DataFrame  # symbol, reason: members that could not be ranked
+    left_out: (
+        pl.DataFrame
+    )  # symbol, reason, by_settings: members that were not ranked, for lack of data or by [universe]
     metadata: Mapping[str, Any]
 
     @property
@@ -162,7 +164,8 @@ def signals(run: Run) -> Signals:
     frame = pl.DataFrame(answer["signals"], infer_schema_length=None).sort("rank")
     frame.write_parquet(run.folder / "signals.parquet")
     records.learn(run.engine, run.run_id, model_version=str(answer["metadata"]["model_version"]))
-    left_out = pl.DataFrame(answer["left_out"], schema={"symbol": pl.String, "reason": pl.String}).sort("symbol")
+    columns = {"symbol": pl.String, "reason": pl.String, "by_settings": pl.Boolean}
+    left_out = pl.DataFrame(answer["left_out"], schema=columns).sort("symbol")
     result = Signals(frame, left_out, answer["metadata"])
     run.note(
         "signals",

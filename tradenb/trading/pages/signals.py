@@ -69,7 +69,12 @@ class SignalPage:
     @property
     def missing(self) -> list[str]:
         "Members without a prediction."
-        return self.signals.left_out["symbol"].to_list()
+        return self.signals.left_out.filter(~pl.col("by_settings"))["symbol"].to_list()
+
+    @property
+    def barred(self) -> list[str]:
+        "Members that the settings' universe does not allow."
+        return self.signals.left_out.filter("by_settings")["symbol"].to_list()
 
     @property
     def changed(self) -> int:
@@ -120,10 +125,12 @@ def sentences(page: SignalPage, as_of: date) -> list[str]:
     longs, shorts, version = page.side(1).height, page.side(-1).height, page.signals.metadata["model_version"]
     change = "These are the first signals." if page.first else f"{page.changed} of {longs + shorts} names are new on their side since the run before."  # fmt: skip
     missing = f"{counted(len(page.missing), 'member')} of the universe could not be ranked: {listed(page.missing)}."
+    barred = f"{counted(len(page.barred), 'name')} not ranked because the settings in [universe] bar them: {listed(page.barred)}."
     return [
         f"{longs} names to hold long and {shorts} to hold short, out of {page.frame.height:,} ranked.",
         f"Model version {version} ranks them as of the close of {short_day(as_of)}. {change}",
         *([missing] if page.missing else []),
+        *([barred] if page.barred else []),
     ]
 
 
@@ -132,7 +139,7 @@ def figures(page: SignalPage) -> Block:
     longs, shorts = page.side(1), page.side(-1)
     return tiles(
         {
-            "Ranked": (f"{page.frame.height:,}", f"{len(page.missing)} left out"),
+            "Ranked": (f"{page.frame.height:,}", f"{page.signals.left_out.height} left out"),
             "Long": (f"{longs.height}", f"weights add up to {longs['target_weight'].sum():.2f}"),
             "Short": (f"{shorts.height}", f"weights add up to {text_of(shorts['target_weight'].sum(), 'price')}"),
             "Predicted spread": (text_of(mean_of(longs) - mean_of(shorts), "percent"), "long less short, scaled to 2% deviation"),
@@ -206,9 +213,11 @@ def sector_chart(page: SignalPage) -> Block:
 # %% ../../../nbs/trading/pages/04_signals.ipynb #093da4ee
 def left_out_table(page: SignalPage, most: int = 20) -> Block:
     "Who could not be ranked, with the service's reason."
-    if not page.missing:
+    if not page.signals.left_out.height:
         return note("Every name that was asked for was ranked.")
-    rows = page.signals.left_out.with_columns(pl.col("reason").map_elements(sentence, pl.String))
+    rows = page.signals.left_out.sort("by_settings", "symbol").select(
+        "symbol", pl.col("reason").map_elements(sentence, pl.String)
+    )
     return table(rows, caption="Left out", max_rows=most)
 
 
