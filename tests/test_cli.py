@@ -11,18 +11,26 @@ from tradenb.cli import date_of, describe, run, settings_from
 from tradenb.core.errors import ConfigError, InputError
 
 PROJECT = Path(__file__).resolve().parents[1]
-COMMANDS = ("paper-run", "backfill", "etl", "train", "signals", "serve", "runs")
-HEAVY = ("mlflow", "prefect", "great_expectations", "lightgbm", "polars", "alpaca", "matplotlib", "sklearn", "fastapi")
+GROUPS = {"lake": ("status", "vintages", "revisions"), "quarantine": ("list", "release")}
+COMMANDS = ("paper-run", "backfill", "etl", "train", "signals", "sql", "universe", "serve", "runs")
+EVERY = [(name,) for name in COMMANDS] + [(group, name) for group, names in GROUPS.items() for name in names]
+HEAVY = ("mlflow", "prefect", "great_expectations", "lightgbm", "polars", "duckdb", "deltalake", "alpaca", "matplotlib", "sklearn",
+         "fastapi")  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["paper-run", "--help"], ["paper-run", "--frobnicate"]]
-)
-def test_saying_what_it_can_do_loads_nothing_heavy(arguments):
+def test_saying_what_it_can_do_loads_nothing_heavy():
+    asked = [
+        ["--help"],
+        ["--version"],
+        ["paper-run", "--frobnicate"],
+        ["lake"],
+        *([*words, "--help"] for words in EVERY),
+    ]
     code = f"""
 import sys
 from tradenb.cli import run
-run({arguments!r})
+for arguments in {asked!r}:
+    run(arguments)
 print("LOADED", sorted(set({HEAVY!r}) & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
@@ -32,15 +40,15 @@ print("LOADED", sorted(set({HEAVY!r}) & set(sys.modules)))
 def test_the_installed_command_lists_every_command_and_exits_with_0():
     command = Path(sys.executable).with_name("tradenb")
     done = subprocess.run([command, "--help"], cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert [name for name in COMMANDS if not re.search(rf"\b{name}\b", done.stdout)] == []
+    assert [name for name in (*COMMANDS, *GROUPS) if not re.search(rf"\b{name}\b", done.stdout)] == []
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself_and_each_of_its_options(command, capsys):
-    assert run([command, "--help"]) == 0
+@pytest.mark.parametrize("words", EVERY, ids=" ".join)
+def test_every_command_explains_itself_and_each_of_its_options(words, capsys):
+    assert run([*words, "--help"]) == 0
     said = capsys.readouterr().out
-    assert "Usage:" in said and command in said
+    assert f"Usage: tradenb {' '.join(words)}" in said
     options = re.findall(r"^[│ ]+(--[a-z-]+)", said, re.M)
     assert "--set" in options
     bare = [line for line in said.splitlines() if re.match(r"^[│ ]+--[a-z-]+\s*[A-Z]*\s*│?$", line)]
