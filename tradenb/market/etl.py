@@ -20,7 +20,7 @@ from ..core.logs import get_logger
 from ..core.progress import say
 from ..core.settings import Settings
 from .actions import ACTION_SCHEMA, place_events, value_spin_offs
-from .freshness import Freshness, measure, require_fresh, require_recent
+from .freshness import Freshness, measure, require_fresh, require_live
 from .intake import REVISED, Intake, Names, Reached, reached, stored, take_in
 from .lake import Draft, Lake, Vintage
 from .quality import GateResult, Limits, run_gate
@@ -86,9 +86,10 @@ def judge(settings: Settings, source: Source, draft: Draft, taken: Intake, clock
     good = gate.good
     if len(free):
         good = pl.concat([good, waiting(draft, free, good)])
-    require_recent(dict(source.newest(todo.tickers)), clock.now(), settings.market.max_age_minutes)
-    fresh = freshness(draft, good, taken)
-    return Judged(gate, good, quarantine, require_fresh(fresh, settings.market.max_stale_share))
+    market = settings.market
+    require_live(lambda: source.newest(todo.tickers), clock.now(), market.max_age_minutes, market.max_stale_share)
+    fresh = freshness(draft, good, taken, market.gone_after_sessions)
+    return Judged(gate, good, quarantine, require_fresh(fresh, market.max_stale_share))
 
 
 def moved_rows(rows: pl.DataFrame, names: Names) -> pl.DataFrame:
@@ -117,14 +118,14 @@ def valued(draft: Draft, actions: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFr
     return value_spin_offs(actions, closes.unique(key[:2], keep="first").sort(key[:2]))
 
 # %% ../../nbs/market/13_etl.ipynb #b8cea846
-def freshness(draft: Draft, good: pl.DataFrame, taken: Intake) -> Freshness:
+def freshness(draft: Draft, good: pl.DataFrame, taken: Intake, gone_after: int) -> Freshness:
     "How current the wanted symbols are; delisted ones, and those that left the universe, are not waited for."
     todo, day = taken.todo, pl.lit(taken.todo.end).alias("date")
     asked = taken.names.of(pl.DataFrame({"symbol": todo.tickers}, {"symbol": pl.String}).with_columns(day))
     days = good.select("symbol", "date")
     if draft.exists("bars"):
         days = pl.concat([draft.read("bars", columns=["symbol", "date"]), days])
-    return measure(days.join(asked, on="symbol", how="semi"), todo.end, ended(taken))
+    return measure(days.join(asked, on="symbol", how="semi"), todo.end, gone_after, ended(taken))
 
 
 def ended(taken: Intake) -> pl.DataFrame:
@@ -355,7 +356,7 @@ def nothing_new(settings: Settings, source: Source, lake: Lake, as_of: date, don
     "An earlier day than the lake's newest: all of it is there already."
     known = lake.known(as_of) if len(lake.vintages().filter(pl.col("as_of") <= as_of)) else lake
     bars = known.read("bars", end=as_of, columns=["symbol", "date"])
-    fresh = measure(bars, as_of)
+    fresh = measure(bars, as_of, settings.market.gone_after_sessions)
     note = f"The lake already reaches {done}: nothing was asked for. Read it up to {as_of}."
     survivors = survivorship_warning(stored(lake, "universe"))
     empty, notes = pl.DataFrame(schema=TABLES["quarantine"].schema), (note, survivors) if survivors else (note,)
