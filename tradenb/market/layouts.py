@@ -142,16 +142,13 @@ def _read_part(file: Path, columns: Mapping[str, str], form: TextFormat, layout:
         tables = yahoo_tables(read_table(file, form))
     else:
         tables = [(None, read_table(file, form, lambda have: require_columns(file, have, names(have))))]
-    first_row = 2 if len(tables) == 1 and tables[0][0] is None else 4
-    return [
-        _bars_of(file, table, names(table.columns), form, ticker, None if ticker is None else first_row)
-        for ticker, table in tables
-    ]
+    return [_bars_of(file, table, names(table.columns), form, ticker) for ticker, table in tables]
 
 
 def _bars_of(
-    file: Path, table: pl.DataFrame, names: dict[str, str], form: TextFormat, ticker: str | None, first_row: int | None
+    file: Path, table: pl.DataFrame, names: dict[str, str], form: TextFormat, ticker: str | None
 ) -> pl.DataFrame:
+    first_row = None if ticker is None else 4  # after three lines of headers
     require_columns(file, table.columns, names)
     table = table.select(pl.col(c).alias(f) for f, c in names.items())
     keys = [key for key in ("symbol", "date") if key in names]
@@ -197,15 +194,10 @@ def _unzipped(file: Path) -> bytes:
 def _headless(
     file: Path, content: bytes | None, schema: Mapping[str, pl.DataType], date_format: str, keys: Sequence[str]
 ) -> pl.DataFrame:
-    "A CSV without a header; symbol is the file's name in capitals. Columns at its end may be missing, unless they are keys."
+    "A CSV without a header; symbol is the file's name in capitals."
     table = read_text(file, TextFormat(), content, list(schema))
-    missing = [name for name in schema if name not in table.columns]
-    if wrong := [name for name in missing if name in keys or schema[name] != pl.String]:
-        raise SourceError(f"{file} has {table.width} columns; expected {', '.join(schema)}: {wrong[0]} is missing")
-    table = table.with_columns(pl.lit(None, pl.String).alias(name) for name in missing)
-    return typed(table, file, dict(schema), keys, date_format, first_row=1).with_columns(
-        symbol=pl.lit(file.stem.upper())
-    )
+    rows = typed(table, file, dict(schema), keys, date_format, first_row=1)
+    return rows.with_columns(symbol=pl.lit(file.stem.upper()))
 
 
 def read_lean_bars(folder: Path) -> pl.DataFrame:  # BAR_SCHEMA; symbol is the ticker of the day

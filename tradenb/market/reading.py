@@ -97,7 +97,7 @@ def reading(file: Path, where: Callable[[], str] = str) -> Iterator[None]:  # `w
     try:
         yield
     except pl.exceptions.NoDataError:
-        raise SourceError(f"{file}: the file is empty; expected a header and one line per row") from None
+        raise SourceError(f"{file}: the file is empty; expected one line per row") from None
     except (
         pl.exceptions.PolarsError,
         pl.exceptions.PanicException,
@@ -121,13 +121,15 @@ def read_text(
     columns: Sequence[str] | None = None,  # Names, for a file that has no header
 ) -> pl.DataFrame:
     "A CSV file with all columns as text. `SourceError` in one line for what cannot be read."
-    with reading(file, lambda: _broken_line(file, form, content)):
-        source: Path | BytesIO = file if form.unicode and content is None else BytesIO(_as_utf8(file, form, content))
-        if columns is None:
-            return pl.read_csv(source, separator=form.separator, infer_schema=False)
-        return pl.read_csv(
-            source, separator=form.separator, infer_schema=False, has_header=False, new_columns=list(columns)
-        )
+    with reading(file, lambda: _broken_line(file, form, content, columns)):
+        source: Path | BytesIO = file
+        if content is not None or columns or not form.unicode:
+            head = form.separator.join(columns).encode() + b"\n" if columns else b""
+            source = BytesIO(head + _as_utf8(file, form, content))
+        table = pl.read_csv(source, separator=form.separator, infer_schema=False)
+        if columns and table.is_empty():
+            raise pl.exceptions.NoDataError
+        return table
 
 
 def _content(file: Path) -> bytes:
@@ -139,7 +141,7 @@ def _as_utf8(file: Path, form: TextFormat, content: bytes | None) -> bytes:
     return raw if form.unicode else raw.decode(form.encoding).encode()
 
 
-def _broken_line(file: Path, form: TextFormat, content: bytes | None) -> str:
+def _broken_line(file: Path, form: TextFormat, content: bytes | None, columns: Sequence[str] | None) -> str:
     "Where a text breaks, if that can be found."
     try:
         raw = _content(file) if content is None else content
@@ -151,11 +153,12 @@ def _broken_line(file: Path, form: TextFormat, content: bytes | None) -> str:
         return ""
     try:
         reader = csv.reader(text.splitlines(keepends=True), delimiter=form.separator)
-        width = len(next(reader))
+        width = len(columns or next(reader))
         wrong = next((n for row in reader if len(row) > width and (n := reader.line_num)), None)
     except (ValueError, csv.Error, StopIteration):
         return ""
-    return f" row {wrong} has more fields than the header's {width}:" if wrong else ""
+    first = "expected" if columns else "header's"
+    return f" row {wrong} has more fields than the {first} {width}:" if wrong else ""
 
 # %% ../../nbs/market/04a_reading.ipynb #e4102261
 def read_table(
@@ -220,6 +223,8 @@ def _as_number(values: pl.Series, target: pl.DataType) -> pl.Series:
 
 def _cast(values: pl.Series, target: pl.DataType, date_format: str) -> pl.Series:
     "A column in its type, null where that fails."
+    if values.dtype.is_nested() or (values.dtype == pl.Boolean) != (target == pl.Boolean):
+        return pl.Series(values.name, [None] * len(values), dtype=target)
     try:
         if target == pl.String:
             return values.cast(pl.String)
@@ -248,9 +253,8 @@ def typed(
     if rows:
         name, row = min(rows.items(), key=lambda item: item[1])
         at = row + ((1 if kind_of(file) == ".parquet" else 2) if first_row is None else first_row)
-        raise SourceError(
-            f"{file} row {at}: {name} is {table[name][row]!r}, expected {_expected(schema[name], date_format)}"
-        )
+        value = " ".join(repr(table[name][row]).split())[:80]
+        raise SourceError(f"{file} row {at}: {name} is {value}, expected {_expected(schema[name], date_format)}")
     return out.filter(~blank) if blank.any() else out
 
 
