@@ -24,7 +24,7 @@ from .sources import UNIVERSE_SCHEMA, Source, known_by
 
 # %% auto #0
 __all__ = ['FIELDS', 'TYPES', 'EndIs', 'QUIET', 'members', 'columns_of', 'sessions_by', 'join_stays', 'read_membership',
-           'membership_file', 'until_delisted', 'by_identity', 'point_in_time', 'ever_members', 'wanted_tickers',
+           'membership_file', 'point_in_time', 'until_delisted', 'by_identity', 'ever_members', 'wanted_tickers',
            'membership_warnings', 'Liquidity', 'restricts', 'liquid', 'eligible', 'survivorship_warning']
 
 # %% ../../nbs/market/12_universe.ipynb #02a066d6
@@ -65,7 +65,7 @@ def _read_stays(file: Path, columns: dict[str, str], date_format: str) -> pl.Dat
             f"{file} has no column {column!r} for {name}; it has {', '.join(table.columns)}: set {name}=<its column> in universe.columns"
         )
     table = table.select(pl.col(column).alias(name) for name, column in columns.items())
-    blank = pl.all_horizontal(pl.all().cast(pl.String).str.strip_chars().fill_null("") == "")
+    blank = table.select(pl.all_horizontal(pl.all().cast(pl.String).str.strip_chars().fill_null("") == "")).to_series()
     at = table.with_row_index("row", 1 if file.suffix.lower() == ".parquet" else 2).filter(~blank)["row"]
     if "sector" not in columns:
         table = table.with_columns(sector=pl.lit(None, pl.String))
@@ -154,6 +154,16 @@ def membership_file(
     found = find_files(chosen.membership, "universe.membership")
     return read_membership(found, chosen.columns, chosen.name, chosen.date_format, chosen.end_is)
 
+# %% ../../nbs/market/12_universe.ipynb #0f5ba11f
+def point_in_time(
+    source: Source,
+    settings: Settings,
+    as_of: date,
+) -> pl.DataFrame:  # universe, by ticker
+    "The universe as `as_of` knew it: of the membership file when the settings name one, otherwise of the source."
+    listed = membership_file(settings.universe)
+    return source.universe(as_of) if listed is None else known_by(listed, as_of)
+
 # %% ../../nbs/market/12_universe.ipynb #c60bd055
 def until_delisted(
     universe: pl.DataFrame,  # universe by ticker
@@ -187,21 +197,6 @@ def _line(carried: list[tuple[str, date, date]], ticker: str, start: date, end: 
         if found := next((symbol for symbol, since, until in carried if since <= day <= until), None):
             return found
     return ticker if not carried or ticker in {symbol for symbol, _, _ in carried} else carried[-1][0]
-
-# %% ../../nbs/market/12_universe.ipynb #0f5ba11f
-def point_in_time(
-    source: Source,
-    settings: Settings,
-    as_of: date,
-    actions: pl.DataFrame | None = None,  # corporate_actions by ticker, as delivered
-    identities: pl.DataFrame | None = None,  # symbol, ticker, start, end, from those known on the day
-) -> pl.DataFrame:  # universe
-    "The universe as `as_of` knew it: of the membership file when the settings name one, otherwise of the source."
-    listed = membership_file(settings.universe)
-    rows = source.universe(as_of) if listed is None else known_by(listed, as_of)
-    if actions is not None and len(actions):
-        rows = until_delisted(rows, actions.filter(pl.col("ex_date") <= as_of))
-    return by_identity(rows, identities, as_of) if identities is not None and len(identities) else rows
 
 # %% ../../nbs/market/12_universe.ipynb #cc11ce19
 QUIET = timedelta(days=183)  # The S&P 500 never went longer than 122 days without a change, 1996 to 2025
