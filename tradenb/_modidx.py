@@ -1477,6 +1477,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'tradenb/market/layouts.py'),
                                         'tradenb.market.layouts.read_lean_maps': ( 'market/layouts.html#read_lean_maps',
                                                                                    'tradenb/market/layouts.py'),
+                                        'tradenb.market.layouts.refuse_adj_close': ( 'market/layouts.html#refuse_adj_close',
+                                                                                     'tradenb/market/layouts.py'),
                                         'tradenb.market.layouts.require_columns': ( 'market/layouts.html#require_columns',
                                                                                     'tradenb/market/layouts.py'),
                                         'tradenb.market.layouts.scaled': ('market/layouts.html#scaled', 'tradenb/market/layouts.py'),

@@ -1,10 +1,11 @@
 "The gate finds what is wrong, says why, loses nothing, and lets real moves pass."
 
+from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
-import polars.selectors as cs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,18 +13,26 @@ from hypothesis import strategies as st
 from tradenb.core.calendar import sessions
 from tradenb.core.clock import new_york
 from tradenb.core.errors import InputError, QualityError
+from tradenb.core.settings import Settings
+from tradenb.market import quality
 from tradenb.market.demo import simulate
-from tradenb.market.lake import TABLES, Lake
+from tradenb.market.lake import Lake
 from tradenb.market.quality import (
     GateResult,
     Limits,
+    Rule,
+    data_docs,
     observe_rows,
     release,
     row_checks,
     run_gate,
     sample_bars,
+    sequence_checks,
+    suite,
     validate,
+    waiting,
 )
+from tradenb.market.tables import TABLES
 
 DAYS = sessions(date(2024, 1, 2), date(2024, 3, 28))
 CLEAN = sample_bars(DAYS, symbols=12, seed=5)
@@ -88,6 +97,9 @@ def test_a_bad_value_is_quarantined_under_its_check_with_words(to: dict[str, pl.
         (date(2024, 2, 17), "session", "is no session"),
         (date(2024, 3, 29), "session", "is no session"),
         (date(2024, 4, 1), "future", "4 days ahead"),
+        (date(2024, 3, 30), "session", "is no session"),
+        (date(2999, 1, 1), "future", "days ahead"),
+        (date(1900, 1, 1), "session", "is no session"),
     ],
 )
 def test_a_row_on_a_closed_or_future_day_is_quarantined(day: date, check: str, says: str) -> None:
@@ -111,6 +123,21 @@ def test_a_gap_is_reported_and_nothing_is_quarantined() -> None:
     assert result.reported.select("symbol", "date", "check").rows() == [("S004", DAYS[31], "gap")]
 
 
+def test_a_day_whose_row_is_bad_is_no_gap() -> None:
+    assert gate(change(close=pl.lit(None))).reported.is_empty()
+
+
+def test_short_gaps_pass_where_the_settings_allow_them() -> None:
+    short = CLEAN.filter(~HIT)
+    assert run_gate(short, DAYS[-1], NO_ACTIONS, Limits(max_gap_sessions=1)).reported.is_empty()
+
+
+def test_a_day_without_trades_is_reported_and_stays() -> None:
+    result = gate(change(volume=pl.lit(0)))
+    assert verdicts(result) == []
+    assert result.reported.select("symbol", "date", "check").rows() == [("S004", DAYS[30], "untraded")]
+
+
 @given(first=st.integers(1, 40), length=st.integers(2, 20))
 @settings(max_examples=6, deadline=None)
 def test_a_bar_that_repeats_for_too_long_is_stuck_but_for_its_first_day(first: int, length: int) -> None:
@@ -129,11 +156,84 @@ def test_a_print_that_the_next_close_takes_back_is_bad_wherever_it_stands(at: in
     assert "took it back" in result.quarantined["reason"][0]
 
 
+@given(
+    at=st.integers(1, len(DAYS) - 7), stays=st.integers(1, 7), by=st.sampled_from([0.02, 0.2, 0.5, 2.0, 9.0, 1000.0])
+)
+@settings(max_examples=10, deadline=None)
+def test_a_print_that_stands_for_a_few_days_is_bad_on_each_of_them(at: int, stays: int, by: float) -> None:
+    days = DAYS[at : at + stays]
+    result = gate(scaled(by, (pl.col("symbol") == "S004") & pl.col("date").is_in(days)))
+    if stays <= Limits().bad_print_sessions:
+        assert verdicts(result) == [("S004", day, "move") for day in days]
+        assert result.reported.is_empty()
+    else:
+        assert verdicts(result) == []
+        assert result.reported["date"].to_list() == [days[0], DAYS[at + stays]]
+
+
+def test_a_violent_day_that_the_next_open_confirms_is_no_bad_print() -> None:
+    panic = change(open=pl.col("open") * 0.95, high=pl.col("high") * 0.96, low=pl.col("low") * 0.5, close=pl.col("close") * 0.55)  # fmt: skip
+    next_day = (pl.col("symbol") == "S004") & (pl.col("date") == DAYS[31])
+    relief = change(next_day, panic, open=pl.col("open") * 0.6, low=pl.col("low") * 0.58)
+    result = gate(relief)
+    assert verdicts(result) == []
+    assert result.reported["date"].to_list() == [DAYS[30], DAYS[31]]  # the fall, and the way back
+
+
+def test_a_drift_back_is_no_bad_print() -> None:
+    levels = dict(zip(DAYS[30:36], (1.45, 1.40, 1.32, 1.22, 1.12, 1.04), strict=True))
+    rows = CLEAN
+    for day, level in levels.items():
+        rows = scaled(level, (pl.col("symbol") == "S004") & (pl.col("date") == day), rows)
+    result = gate(rows)
+    assert verdicts(result) == []
+    assert result.reported["date"].to_list() == [DAYS[30]]
+
+
+def test_after_a_gap_a_price_may_have_gone_further() -> None:
+    away = (pl.col("symbol") == "S004") & pl.col("date").is_between(DAYS[20], DAYS[29])
+    fallen = scaled(0.5, (pl.col("symbol") == "S004") & (pl.col("date") >= DAYS[30]))
+    assert gate(fallen).reported["check"].to_list() == ["lasting_move"]
+    assert gate(fallen.filter(~away)).reported["check"].to_list() == ["gap"]
+
+
+def walks(seed: int, crash_days: list[int]) -> pl.DataFrame:
+    "Bars of random walks whose market falls by a third or more on some days, and bounces on others."
+    rng = np.random.default_rng(seed)
+    rows = sample_bars(DAYS, symbols=15, seed=seed)
+    for day in crash_days:
+        rows = scaled(float(rng.choice([0.55, 0.65, 1.5])), pl.col("date") >= DAYS[day], rows)
+    return rows
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    crash_days=st.lists(st.integers(2, len(DAYS) - 2), max_size=3, unique=True),
+    prints=st.dictionaries(
+        st.integers(0, 14),
+        st.tuples(st.integers(1, len(DAYS) - 7), st.integers(1, 5), st.sampled_from([0.05, 0.2, 4.0, 10.0, 500.0])),
+        max_size=5,
+    ),
+)
+@settings(max_examples=25, deadline=None)
+def test_every_bad_print_is_found_and_no_crash_day_is(seed: int, crash_days: list[int], prints: dict) -> None:
+    rows, planted = walks(seed, crash_days), set()
+    for symbol, (at, stays, by) in prints.items():
+        if any(abs(day - k) <= 1 for day in crash_days for k in (at, at + stays)):
+            continue  # a print that begins or ends on a crash day is another move than the one planted
+        name = f"S{symbol:03d}"
+        rows = scaled(by, (pl.col("symbol") == name) & pl.col("date").is_in(DAYS[at : at + stays]), rows)
+        planted |= {(name, day, "move") for day in DAYS[at : at + stays]}
+    result = gate(rows)
+    assert set(verdicts(result)) == planted
+    assert result.reported.is_empty()
+
+
 def test_a_fall_that_lasts_waits_one_session_and_is_then_only_reported() -> None:
     fallen = scaled(0.5, (pl.col("symbol") == "S004") & (pl.col("date") >= DAYS[30]))
     on_the_day = gate(fallen.filter(pl.col("date") <= DAYS[30]), DAYS[30])
     assert verdicts(on_the_day) == [("S004", DAYS[30], "move")]
-    assert "no later close confirms" in on_the_day.quarantined["reason"][0]
+    assert "no later session confirms" in on_the_day.quarantined["reason"][0]
     next_day = gate(fallen.filter(pl.col("date") <= DAYS[31]), DAYS[31])
     assert verdicts(next_day) == []
     assert next_day.reported.select("symbol", "date", "check").rows() == [("S004", DAYS[30], "lasting_move")]
@@ -263,23 +363,53 @@ def test_a_rule_as_an_expression_breaks_where_great_expectations_breaks_it(odd: 
         odd, schema=dict.fromkeys(PRICES, pl.Float64) | {"volume": pl.Int64, "vwap": pl.Float64}, orient="row"
     )
     rows = observe_rows(values.with_columns(**days), DAYS[-1])
-    _, failing = validate(rows, row_checks(), "agreement")
-    without_nan = rows.with_columns(cs.float().fill_nan(None))
-    for check in row_checks():
-        broken = without_nan.filter(pl.any_horizontal(rule.broken() for rule in check.rules))["row"]
-        assert sorted(broken) == sorted(failing.filter(check=check.name)["row"]), check.name
+    verdict = validate(rows, row_checks(Limits()), "agreement")  # raises when the two disagree
+    for check in verdict.checks:
+        broken = rows.filter(pl.any_horizontal(rule.broken() for rule in check.rules))["row"]
+        assert broken.to_list() == verdict.failing[check.name].to_list(), check.name
 
 
-def test_great_expectations_own_results_are_kept() -> None:
+class Deaf(Rule):
+    "A rule whose expression is wrong."
+
+    def broken(self) -> pl.Expr:
+        return pl.lit(False).repeat_by(1).list.first() & pl.col(self.column).is_null()
+
+
+def test_the_gate_stops_when_its_two_judges_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = [quality.Check("volume", "volume is not negative", (Deaf("volume", 0),), pl.lit(""))]
+    monkeypatch.setattr(quality, "row_checks", lambda limits: wrong)
+    with pytest.raises(
+        QualityError, match=r"check volume \(volume\) disagree: Great Expectations finds 1 rows, polars 0"
+    ):
+        gate(change(volume=pl.lit(-1)))
+
+
+def test_great_expectations_own_results_are_kept_and_rendered_as_a_page_that_loads_nothing() -> None:
     results = gate(scaled(10)).results
     assert [one["success"] for one in results] == [True, False]
     assert all(one["statistics"]["evaluated_expectations"] for one in results)
+    page = data_docs(results)
+    assert "suspect_move" in page and "less than or equal to" in page
+    assert not any(word in page for word in ("http://", "https://", "<script", "<link", "src="))
+
+
+def test_every_threshold_of_the_gate_comes_from_the_settings(make_settings: Callable[..., Settings]) -> None:
+    assert Limits.of(make_settings().quality) == Limits()
+    own = make_settings(**{"quality.max_move": "0.5", "quality.bad_print_sessions": "2"})
+    limits = Limits.of(own.quality)
+    assert (limits.max_move, limits.bad_print_sessions) == (0.5, 2)
+    assert suite(limits).filter(check="move")["most"].to_list() == [0.5]
+    assert {check.name for check in (*row_checks(limits), *sequence_checks(limits))} == set(suite(limits)["check"])
 
 
 def test_a_release_is_recorded_and_must_name_one_row(tmp_path: Path) -> None:
     lake, now = Lake(tmp_path), new_york(DAYS[-1], 18)
     both = gate(pl.concat([CLEAN, scaled(1.001).filter(HIT)]))
-    lake.merge("quarantine", both.quarantined.with_columns(pl.lit(now).alias("found_at")))
+    with lake.writing() as draft:
+        draft.merge("quarantine", both.quarantined.with_columns(pl.lit(now).alias("found_at")))
+        draft.record(DAYS[-1], "test", now)
+    assert len(waiting(lake)) == 2
     with pytest.raises(InputError, match="2 rows wait"):
         release(lake, "S004", DAYS[30], "ada", now)
     with pytest.raises(InputError, match="none waits"):
@@ -288,12 +418,15 @@ def test_a_release_is_recorded_and_must_name_one_row(tmp_path: Path) -> None:
     released = release(lake, "S004", DAYS[30], "ada", now, close=right)
     kept = lake.read("quarantine").filter(pl.col("released_at").is_not_null())
     assert kept.select("close", "released_by", "released_at").rows() == [(right, "ada", now)]
+    assert waiting(lake)["close"].to_list() == [both.quarantined["close"][1]]
+    assert lake.vintages()["source"].to_list() == ["test", "released by ada"]
     freed = gate(pl.concat([CLEAN, scaled(1.001).filter(HIT)]), released=released)
     assert freed.good.filter(HIT)["close"].to_list() == [right]
 
 
-def test_every_bad_row_planted_in_the_simulated_market_is_found_and_nothing_else() -> None:
-    market = simulate(60, date(2018, 1, 2), date(2020, 6, 30), seed=3, bad_rows=400)
+@pytest.mark.parametrize("seed", [3, 11])
+def test_every_bad_row_planted_in_the_simulated_market_is_found_and_nothing_else(seed: int) -> None:
+    market = simulate(60, date(2018, 1, 2), date(2020, 6, 30), seed=seed, bad_rows=400)
     result = run_gate(market.delivered, date(2020, 6, 30), market.actions, Limits())
     planted = market.planted.filter(pl.col("check") != "gap")
     assert set(verdicts(result)) == set(planted.rows())
