@@ -179,7 +179,8 @@ class FilesSource:
         if self.layout == "lean":
             return read_lean_bars(lean_folder(self.bars_path))
         files = find_files(self.bars_path, "files.bars")
-        return read_bars(files, self.columns, self.form, self.layout, self.price_scale)
+        total_return = self.prices == "total_return_adjusted"
+        return read_bars(files, self.columns, self.form, self.layout, self.price_scale, total_return)
 
     @cached_property
     def _actions(self) -> pl.DataFrame:

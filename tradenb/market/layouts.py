@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Layout', 'FIELDS', 'EVENTS', 'OPTIONAL', 'COLUMN_TYPES', 'YAHOO', 'EVERY', 'LEAN_SCALE', 'LEAN_BARS', 'LEAN_FACTORS',
-           'LEAN_MAPS', 'mapping', 'require_columns', 'yahoo_columns', 'yahoo_tables', 'in_order', 'scaled',
-           'read_bars', 'lean_folder', 'read_lean_bars', 'read_lean_factors', 'read_lean_maps', 'read_lean_actions']
+           'LEAN_MAPS', 'mapping', 'require_columns', 'yahoo_columns', 'refuse_adj_close', 'yahoo_tables', 'in_order',
+           'scaled', 'read_bars', 'lean_folder', 'read_lean_bars', 'read_lean_factors', 'read_lean_maps',
+           'read_lean_actions']
 
 # %% ../../nbs/market/04b_layouts.ipynb #17c2b0d1
 import re
@@ -73,6 +74,14 @@ def yahoo_columns(
     whole = {field: given.get(field, found[field]) for field in COLUMN_TYPES}
     return {f: c or f.capitalize() for f, c in whole.items() if c or f not in OPTIONAL}
 
+
+def refuse_adj_close(file: Path, have: Sequence[str], names: Mapping[str, str]) -> None:
+    "A `ConfigError` for a file whose `Close` cannot hold dividends, because `Adj Close` beside it does."
+    if "Adj Close" in have and names.get("close") == "Close":
+        raise ConfigError(
+            f"{file} has an Adj Close: its Close is adjusted for splits alone; set files.prices=split_adjusted"
+        )
+
 # %% ../../nbs/market/04b_layouts.ipynb #c6ce7490
 def yahoo_tables(
     table: pl.DataFrame,  # a CSV as text
@@ -118,6 +127,7 @@ def read_bars(
     form: TextFormat = TextFormat(),
     layout: Layout = "plain",  # plain or yahoo
     price_scale: float = 1.0,  # Prices, and dividends beside them, are divided by this
+    total_return: bool = False,  # The prices are stated to hold dividends
 ) -> (
     pl.DataFrame
 ):  # BAR_SCHEMA, dividend and split_ratio where mapped; sorted by symbol and date, rows otherwise as delivered
@@ -126,17 +136,22 @@ def read_bars(
     for n, file in enumerate(files):
         if n and n % EVERY == 0:
             say(f"reading {file.name}: {n:,} of {len(files):,} files")
-        parts += _read_part(file, columns, form, layout)
+        parts += _read_part(file, columns, form, layout, total_return)
     bars = pl.concat(parts, how="diagonal") if len(parts) > 1 else parts[0]
     return scaled(in_order(bars), price_scale)
 
 
-def _read_part(file: Path, columns: Mapping[str, str], form: TextFormat, layout: Layout) -> list[pl.DataFrame]:
+def _read_part(
+    file: Path, columns: Mapping[str, str], form: TextFormat, layout: Layout, total_return: bool
+) -> list[pl.DataFrame]:
     "The bars of a file, by ticker where it is a wide one."
     whole = mapping(columns)
 
     def names(have: Sequence[str]) -> dict[str, str]:
-        return yahoo_columns(have, columns) if layout == "yahoo" else whole
+        found = yahoo_columns(have, columns) if layout == "yahoo" else whole
+        if layout == "yahoo" and total_return:
+            refuse_adj_close(file, have, found)
+        return found
 
     if layout == "yahoo" and kind_of(file) != ".parquet":
         tables = yahoo_tables(read_table(file, form))
