@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -73,9 +73,9 @@ class Vendor:
 
 @pytest.fixture
 def etl(make_settings: Callable[..., Settings]) -> Callable[..., EtlReport]:
-    def run(vendor: Vendor, lake: Lake, as_of: date, **overrides: object) -> EtlReport:
+    def run(vendor: Vendor, lake: Lake, as_of: date, since: date | None = None, **overrides: object) -> EtlReport:
         clock = SimulatedClock(new_york(next_session(as_of), 9))
-        return run_etl(make_settings(**overrides), vendor, lake, as_of, clock)  # type: ignore[arg-type]
+        return run_etl(make_settings(**overrides), vendor, lake, as_of, clock, since)  # type: ignore[arg-type]
 
     return run
 
@@ -295,6 +295,220 @@ def test_a_universe_without_history_is_warned_of(etl: Callable[..., EtlReport], 
 
     for day in (LAST, DAYS[-9]):  # the second one is there already
         assert any("Survivorship" in text for text in etl(Survivors(), lake, day).warnings)
+
+
+# Corrections older than the usual, and more history
+
+
+def test_a_correction_older_than_the_usual_is_merged_when_somebody_asks_since_then(
+    etl: Callable[..., EtlReport], lake: Lake
+) -> None:
+    first = etl(Vendor(), lake, LAST)
+    corrected = Vendor(scaled(BARS, at("S005", DAYS[20]), 1.01))
+    assert not etl(corrected, lake, LAST).changed
+    report = etl(corrected, lake, LAST, since=DAYS[10])
+    assert corrected.asked[-1] == (DAYS[10], LAST, 12)
+    assert report.revised.select("symbol", "date", "field").rows() == [
+        ("S005", DAYS[20], name) for name in ("open", "high", "low", "close")
+    ]
+    assert report.revised["after"].to_list() == pytest.approx([value * 1.01 for value in report.revised["before"]])
+    assert lake.revisions().drop("seen_at").sort("field").equals(report.revised.sort("field"))
+    assert lake.at(first.vintage).read("bars").filter(at("S005", DAYS[20]))["close"].item() == pytest.approx(
+        lake.read("bars").filter(at("S005", DAYS[20]))["close"].item() / 1.01
+    )
+
+
+def test_more_years_of_history_are_asked_for_once(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    days = sessions(date(2021, 10, 1), LAST)
+    rows = sample_bars(days, symbols=3, seed=2)
+    vendor = Vendor(rows, first_date=days[0])
+    etl(vendor, lake, days[-3], **{"market.history_years": 1})
+    short = lake.read("bars")["date"].min()
+    etl(vendor, lake, days[-2], **{"market.history_years": 2})
+    assert short - lake.read("bars")["date"].min() > timedelta(days=360)
+    etl(vendor, lake, days[-1], **{"market.history_years": 2})
+    assert [start for start, _, _ in vendor.asked][1] < short
+    assert [start for start, _, _ in vendor.asked][2] == shift(days[-2], -9)
+
+
+# Corporate actions that change after they were told
+
+
+def event(symbol: str, day: date, kind: str, target: str | None = None, ratio: float = 1.0, cash: float = 0.0):
+    row = {"symbol": symbol, "ex_date": day, "kind": kind, "ratio": ratio, "cash": cash, "target": target}
+    return pl.DataFrame([row], schema=NO_ACTIONS.schema)
+
+
+def test_a_withdrawn_corporate_action_is_listed_and_gone_but_old_vintages_keep_it(
+    etl: Callable[..., EtlReport], lake: Lake
+) -> None:
+    before = etl(Vendor(events=pl.concat([dividend("S005", DAYS[40]), dividend("S006", DAYS[40])])), lake, DAYS[-2])
+    report = etl(Vendor(events=dividend("S006", DAYS[40])), lake, LAST)
+    assert report.withdrawn.select("symbol", "ex_date").rows() == [("S005", DAYS[40])]
+    assert report.counts["withdrawn"] == 1
+    assert any("S005" in text and "no longer" in text for text in report.warnings)
+    assert (lake.read("bars", symbols=["S005"])["total_return_factor"] == 1).all()
+    assert lake.at(before.vintage).read("bars", symbols=["S005"])["total_return_factor"][0] < 1
+
+
+def test_a_source_that_withdraws_many_events_is_refused(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    many = pl.concat([dividend(f"S{i:03d}", DAYS[40 + i]) for i in range(8)])
+    first = etl(Vendor(events=many), lake, DAYS[-2])
+    with pytest.raises(SourceError, match=r"withdraws 8 of 8 corporate actions.*S000"):
+        etl(Vendor(), lake, LAST)
+    assert lake.vintage() == first.vintage
+    assert etl(Vendor(), lake, LAST, **{"market.max_withdrawn_share": 1.0}).counts["withdrawn"] == 8
+
+
+def test_a_changed_amount_is_followed(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    etl(Vendor(events=dividend("S005", DAYS[40], 0.5)), lake, LAST)
+    small = lake.read("bars", symbols=["S005"])["total_return_factor"][0]
+    etl(Vendor(events=dividend("S005", DAYS[40], 1.0)), lake, LAST)
+    factor = lake.read("bars", symbols=["S005"])["total_return_factor"][0]
+    assert 1 - factor == pytest.approx(2 * (1 - small))
+
+
+def test_two_rows_of_one_dividend_day_are_added_up(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    etl(Vendor(events=pl.concat([dividend("S005", DAYS[40], 0.5), dividend("S005", DAYS[40], 0.25)])), lake, LAST)
+    assert lake.read("corporate_actions")["cash"].to_list() == [0.75]
+
+
+def test_an_event_in_a_halt_is_completed_when_trading_resumes(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    halted = BARS.filter(~((pl.col("symbol") == "S005") & pl.col("date").is_in(DAYS[-4:-1])))
+    vendor = Vendor(halted, dividend("S005", DAYS[-3]))
+    etl(vendor, lake, DAYS[-2])
+    assert lake.read("adjustments").select("date", "close").row(0) == (None, None)
+    etl(vendor, lake, LAST)
+    close = BARS.filter(at("S005", LAST))["close"].item()
+    assert lake.read("adjustments").select("date", "close").row(0) == (LAST, close)
+    before = BARS.filter(at("S005", DAYS[-5]))["close"].item()
+    other = lake.adjusted(convention="ex_close").read("bars", symbols=["S005"])["total_return_factor"][0]
+    assert lake.read("bars", symbols=["S005"])["total_return_factor"][0] == pytest.approx(1 - 0.5 / before)
+    assert other == pytest.approx(close / (close + 0.5))
+
+
+def test_a_spin_off_without_a_value_takes_the_first_close_of_what_was_spun_off(
+    etl: Callable[..., EtlReport], lake: Lake
+) -> None:
+    rows = BARS.filter((pl.col("symbol") != "S009") | (pl.col("date") >= DAYS[-2]))
+    rows = scaled(rows, pl.col("symbol") == "S009", 0.05)
+    vendor = Vendor(rows, event("S005", DAYS[-2], "spin_off", "S009", ratio=0.5))
+    etl(vendor, lake, DAYS[-3])
+    etl(vendor, lake, DAYS[-2])
+    spun = rows.filter(at("S009", DAYS[-2]))["close"].item() * 0.5
+    before = rows.filter(at("S005", DAYS[-3]))["close"].item()
+    expected = pytest.approx(1 - spun / before)
+    assert lake.read("bars", symbols=["S005"])["total_return_factor"][0] == expected
+    etl(vendor, lake, LAST)
+    assert lake.read("bars", symbols=["S005"])["total_return_factor"][0] == expected
+
+
+# Companies that change their name, and tickers that change their company
+
+
+def called(rows: pl.DataFrame, old: str, new: str, since: date) -> pl.DataFrame:
+    "Rows of `old` under the ticker `new` from `since` on."
+    return rows.with_columns(
+        pl.when((pl.col("symbol") == old) & (pl.col("date") >= since))
+        .then(pl.lit(new))
+        .otherwise("symbol")
+        .alias("symbol")
+    )
+
+
+class Redelivering(Vendor):
+    "Tells the whole history under the ticker of the day that asks, and no longer knows the old one."
+
+    def bars(self, start: date, end: date, symbols: Sequence[str] | None = None) -> pl.DataFrame:
+        self.asked.append((start, end, len(symbols or ())))
+        rows = self.rows if end < CHANGE else called(self.rows, "S005", "NEW", DAYS[0])
+        return rows.filter(pl.col("date").is_between(start, end), pl.col("symbol").is_in(list(symbols or ())))
+
+    def universe(self, as_of: date | None = None) -> pl.DataFrame:
+        name = "S005" if (as_of or LAST) < CHANGE else "NEW"
+        return super().universe(as_of).with_columns(pl.col("symbol").replace("S005", name))
+
+    def symbols(self) -> list[str]:
+        return [*super().symbols(), "NEW"]
+
+
+CHANGE = DAYS[-2]
+RENAMES = pl.concat([dividend("S005", DAYS[40]), event("S005", CHANGE, "symbol_change", "NEW")])
+STYLES = {
+    "the vendor goes on under the new ticker": Vendor(called(BARS, "S005", "NEW", CHANGE), RENAMES),
+    "the vendor delivers all of it again under the new ticker": Redelivering(BARS, RENAMES),
+}
+
+
+@pytest.mark.parametrize("vendor", STYLES.values(), ids=STYLES.keys())
+def test_a_renamed_company_is_one_line_under_its_new_name_and_old_vintages_keep_the_old(
+    etl: Callable[..., EtlReport], lake: Lake, tmp_path: Path, vendor: Vendor
+) -> None:
+    before = etl(vendor, lake, DAYS[-3])
+    assert len(before.renamed) == 0
+    assert "NEW" not in lake.read("bars")["symbol"]
+    report = etl(vendor, lake, CHANGE)
+    assert report.renamed.rows() == [("NEW", "S005", CHANGE)]
+    new, old = lake.read("bars", symbols=["NEW"]), lake.at(before.vintage).read("bars", symbols=["S005"])
+    assert new["close"].to_list() == BARS.filter(symbol="S005")["close"].to_list()[:-1]
+    assert new["adj_close"].to_list()[:-1] == pytest.approx(old["adj_close"].to_list())
+    for table in ("bars", "adjustments", "universe"):
+        assert "S005" not in lake.read(table)["symbol"], table
+    assert set(lake.read("raw_bars", symbols=["S005"])["date"]) >= set(DAYS[:-2])
+    assert lake.read("universe", symbols=["NEW"])["end"].to_list() == [None]
+    etl(vendor, lake, LAST)
+    fresh = Lake(tmp_path / "fresh")
+    etl(vendor, fresh, LAST)
+    assert lake.read("bars").equals(fresh.read("bars"))
+    assert lake.read("adjustments").equals(fresh.read("adjustments"))
+
+
+def test_a_change_of_symbol_heard_of_late_moves_what_came_under_both_names(
+    etl: Callable[..., EtlReport], lake: Lake
+) -> None:
+    rows = called(BARS, "S005", "NEW", CHANGE)
+    etl(Vendor(rows), lake, CHANGE)
+    assert len(lake.read("bars", symbols=["NEW"])) == 1
+    report = etl(Vendor(rows, event("S005", CHANGE, "symbol_change", "NEW")), lake, LAST)
+    assert report.renamed.rows() == [("NEW", "S005", CHANGE)]
+    assert lake.read("bars", symbols=["NEW"])["date"].to_list() == DAYS
+    etl(Vendor(rows), lake, LAST)  # … and taken back
+    assert lake.read("bars", symbols=["S005"])["date"].to_list() == DAYS[:-2]
+
+
+def test_a_ticker_that_another_company_takes_over_keeps_the_two_apart(
+    etl: Callable[..., EtlReport], lake: Lake
+) -> None:
+    rows = BARS.filter((pl.col("symbol") != "S005") | (pl.col("date") < DAYS[-6]))
+    rows = called(rows, "S006", "S005", CHANGE)
+    events = pl.concat([event("S005", DAYS[-6], "delisting"), event("S006", CHANGE, "symbol_change", "S005")])
+    vendor = Vendor(rows.sort("symbol", "date"), events)
+    etl(vendor, lake, DAYS[-3])
+    assert lake.read("bars", symbols=["S005"])["date"].max() == DAYS[-7]
+    etl(vendor, lake, LAST)
+    gone = f"S005-{DAYS[-6]:%Y%m}"
+    assert lake.read("bars", symbols=[gone])["date"].to_list() == DAYS[:-6]
+    assert lake.read("bars", symbols=["S005"])["close"].to_list() == BARS.filter(symbol="S006")["close"].to_list()
+    assert lake.read("bars", symbols=["S006"]).is_empty()
+
+
+def test_a_released_row_stays_released_under_the_new_name(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    vendor = Vendor(called(scaled(BARS, at("S005", DAYS[40]), 10), "S005", "NEW", CHANGE), RENAMES)
+    etl(vendor, lake, DAYS[-3])
+    release(lake, "S005", DAYS[40], "ada", new_york(LAST, 8))
+    etl(vendor, lake, CHANGE)
+    assert len(lake.read("bars").filter(at("NEW", DAYS[40]))) == 1
+    assert lake.read("quarantine").select("symbol", "released_by").rows() == [("NEW", "ada")]
+
+
+def test_a_feed_that_stands_still_while_the_market_is_open_is_too_old(
+    make_settings: Callable[..., Settings], lake: Lake
+) -> None:
+    noon = new_york(LAST, 12)
+    vendor = Vendor(intraday={"S001": noon - timedelta(minutes=90), "S002": noon})
+    with pytest.raises(FreshnessError, match="S001"):
+        run_etl(make_settings(), vendor, lake, DAYS[-2], SimulatedClock(noon))  # type: ignore[arg-type]
+    run_etl(make_settings(), vendor, lake, DAYS[-2], SimulatedClock(new_york(LAST, 8)))  # type: ignore[arg-type]
 
 
 def demo_day(root: Path) -> Lake:

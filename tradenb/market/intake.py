@@ -355,11 +355,9 @@ def name_lines(reached: Reached, draft: Draft, told: Told, todo: Plan) -> Names:
     "Identities as the last ETL knew them, and as of now: a change counts from its ex-date on, and a ticker in use again is another company's."
 
     def known_by(lake: Lake, actions: pl.DataFrame, day: date) -> pl.DataFrame:
-        actions = actions.filter(pl.col("ex_date") <= day)
-        gone = actions.filter(pl.col("kind").is_in(OTHER_KINDS))["symbol"].unique().to_list()
-        if not gone:
-            return identities(actions)
-        return identities(actions, lake.read("raw_bars", end=day, symbols=gone, columns=["symbol", "date"]))
+        told = actions.filter(pl.col("ex_date") <= day, pl.col("kind").is_in(OTHER_KINDS))
+        named = pl.concat([told["symbol"], told["target"]]).drop_nulls().unique().to_list()
+        return identities(told, latest_delivery(lake.read("raw_bars", end=day, symbols=named)) if named else None)
 
     before = known_by(reached.lake, told.known, reached.done) if reached.done else identities(told.known.clear())
     return Names(before, known_by(draft, told.now, todo.end))
