@@ -198,6 +198,13 @@ def test_no_minute_has_more_requests_than_allowed(exchange: str):
     assert times[-1] < 60 * len(times) / 5
 
 
+@pytest.mark.parametrize(("feed", "history"), [("iex", "iex"), ("sip", "sip"), ("delayed_sip", "sip"), ("otc", "otc")])
+def test_the_feed_is_the_settings_and_history_has_no_delay(proxy: Proxy, feed: str, history: str):
+    source = source_at(proxy.url, feed=feed)
+    assert source.newest(NAMES).keys() == set(NAMES) and len(source.bars(LAST, LAST, NAMES)) == len(NAMES)
+    assert [q["feed"] for path in ("/bars", "/trades/latest") for q in proxy.requests(path)] == [history, feed]
+
+
 def test_no_bars_are_no_error(proxy: Proxy):
     source = source_at(proxy.url)
     assert source.bars(LAST, LAST, ["ZZZT"]).is_empty()
