@@ -21,8 +21,8 @@ from .lake import open_lake
 from .sources import DemoSource, Source
 
 # %% ../../nbs/market/14_sample.ipynb #106e02c0
-SPLITS, SPLIT_DAY = "PUL", date(2019, 7, 9)  # Four shares for one, and dividends before and after
-LAST = date(2019, 12, 2)  # The last evening
+SPLITS, SPLIT_DAY = "TUCO", date(2019, 7, 22)  # Four shares for one, and dividends before and after
+LAST = date(2019, 12, 30)  # The last evening; one of its bars is ten times too high
 TOLD = LAST  # The evening from which on the vendor says something else
 
 
@@ -44,7 +44,7 @@ class SecondThoughts(DemoSource):
 
 # %% ../../nbs/market/14_sample.ipynb #6e013c7b
 EVENINGS = (shift(SPLIT_DAY, -2), shift(SPLIT_DAY, -1), SPLIT_DAY, shift(LAST, -1), LAST)
-MARKET = {"market.source": "demo", "demo.symbols": 40, "demo.years": 2, "demo.seed": 11, "demo.bad_rows": 300}
+MARKET = {"market.source": "demo", "demo.symbols": 50, "demo.years": 2, "demo.seed": 38, "demo.bad_rows": 300}
 
 
 def build_sample(

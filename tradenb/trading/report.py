@@ -76,12 +76,12 @@ CSS = themed("""
 .tn-tile b{display:block;font-size:20px;font-weight:600;font-variant-numeric:tabular-nums;white-space:nowrap;letter-spacing:-.01em}
 .tn-tile span,.tn-tile small{display:block;color:#687584;font-size:12.5px;line-height:1.35}
 .tn-wide{overflow-x:auto;margin:1em 0}
-table.tn-table{border-collapse:collapse;width:100%;font-size:13.5px;font-variant-numeric:tabular-nums;margin:0;border:0}
-table.tn-small{width:auto;min-width:min(100%,480px)}
+.tn table.tn-table{border-collapse:collapse;table-layout:auto;width:100%;font-size:13.5px;font-variant-numeric:tabular-nums;margin:0;border:0}
+.tn table.tn-small{width:auto;min-width:min(100%,480px)}
 .tn-table caption{caption-side:top;text-align:left;font-weight:600;color:#1f2a37;padding:0 0 .5em;font-size:15px}
 .tn-table th,.tn-table td{padding:.34em .75em;text-align:right;border:0;border-bottom:1px solid #dde3ea;background:none;white-space:nowrap;color:#1f2a37}
 .tn-table th{color:#687584;font-weight:600;font-size:12px;border-bottom:1px solid #687584;vertical-align:bottom}
-.tn-table .tn-l{text-align:left;white-space:normal}.tn-table .tn-day{white-space:nowrap}.tn-table th.tn-l{white-space:nowrap}
+.tn .tn-table .tn-l{text-align:left;white-space:normal}.tn .tn-table .tn-day{white-space:nowrap}.tn .tn-table th.tn-l{white-space:nowrap}
 .tn-table .tn-l:first-child,.tn-table th:first-child,.tn-table td:first-child{padding-left:.2em}
 .tn-table tr.tn-good td:first-child{box-shadow:inset 3px 0 #2f7d4f;padding-left:.75em}.tn-table tr.tn-warn td{background:color-mix(in srgb,#b97a14 12%,transparent)}.tn-table tr.tn-bad td{background:color-mix(in srgb,#b2423a 12%,transparent)}
 .tn-table tr.tn-warn td:first-child,.tn-table tr.tn-bad td:first-child{padding-left:.5em}
