@@ -119,7 +119,8 @@ def ended(process: Any) -> int:
 
 def die_at(write: int) -> None:
     "Let the process die of SIGKILL before its `write`-th commit, counted from 0."
-    commit, done = versions.commit, []
+    commit = versions.commit
+    done: list[str] = []
 
     def mortal(path: str, rows: pl.DataFrame, **how: Any) -> None:
         if len(done) == write:
