@@ -9,11 +9,12 @@ import httpx
 import polars as pl
 import pytest
 
-from tradenb.core.calendar import next_session, shift
+from tradenb.core.calendar import next_session, sessions, shift
 from tradenb.core.clock import SimulatedClock, new_york
 from tradenb.core.errors import FreshnessError
 from tradenb.core.settings import Settings, load
 from tradenb.core.web import serving
+from tradenb.exchange.feed import write_rows
 from tradenb.exchange.service import create_app
 from tradenb.market.actions import adjust
 from tradenb.market.catalog import open_source, write_feed
@@ -114,3 +115,47 @@ def test_the_calendar_of_a_half_day_is_the_broker_s(settings_for: Callable[..., 
     assert source.last_date == AS_OF == shift(half, -1)
     httpx.post(f"{exchange}/admin/clock", json={"to": new_york(half, 13).isoformat()}, headers=HEADERS)
     assert source.last_date == half
+
+
+def walk(symbol: str, days: list[date], level: float) -> list[tuple]:
+    "Bars of a ticker, a little up and down."
+    closes = [round(level * (1 + 0.01 * ((7 * n) % 5 - 2)), 2) for n in range(len(days))]
+    return [
+        (symbol, day, c, c + 0.5, c - 0.5, c, 10_000 + n) for n, (day, c) in enumerate(zip(days, closes, strict=True))
+    ]
+
+
+def test_a_ticker_that_went_from_one_company_to_another_ends_as_two_companies(tmp_path: Path) -> None:
+    "META is a fund until it becomes METV; three weeks later FB takes the name."
+    days = sessions(date(2022, 1, 3), date(2022, 3, 31))
+    freed, taken = days[20], days[35]
+    rows = walk("FB", days[:35], 300.0) + walk("META", days[35:], 200.0) + walk("KOVA", days, 80.0)
+    rows += walk("META", days[:20], 15.0) + walk("METV", days[20:], 12.0)
+    events = [
+        ("META", freed, "symbol_change", 1.0, 0.0, None, "METV"),
+        ("FB", taken, "symbol_change", 1.0, 0.0, None, "META"),
+        ("FB", days[10], "dividend", 1.0, 3.0),
+        ("META", days[15], "split", 2.0, 0.0),
+    ]
+    write_rows(tmp_path / "feed", sorted(rows), events, {"FB": days[34]})
+    app = create_app(
+        tmp_path / "feed",
+        tmp_path / "x.db",
+        key_id="PKTEST",
+        secret_key="secret-of-the-test",
+        start=new_york(days[-1], 18),
+    )
+    with serving(app) as url:
+        chosen = {"core.root": tmp_path / "data", "market.source": "alpaca", "alpaca.start": days[0]}
+        chosen |= {"alpaca.data_url": url, "alpaca.trading_url": url}
+        settings = load({name: str(value) for name, value in chosen.items()}, env=KEYS, file=PROJECT / "settings.ini")
+        report = ingest(settings, days[-1])
+    bars = open_lake(settings).read("bars")
+    assert len(report.quarantined) == 0
+    assert bars["symbol"].unique().sort().to_list() == ["KOVA", "META", "METV"]
+    meta, fund = (bars.filter(symbol=name) for name in ("META", "METV"))
+    assert meta["date"].to_list() == days == fund["date"].to_list()
+    assert meta["close"].to_list() == [r[5] for r in walk("FB", days[:35], 300.0) + walk("META", days[35:], 200.0)]
+    assert fund["close"].to_list() == [r[5] for r in walk("META", days[:20], 15.0) + walk("METV", days[20:], 12.0)]
+    assert meta["total_return_factor"].n_unique() == 2 and set(meta["price_factor"]) == {1.0}
+    assert set(fund["price_factor"]) == {0.5, 1.0}
