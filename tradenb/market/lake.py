@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Vintage', 'FIELDS', 'RECENT_DAYS', 'LONG', 'Recorded', 'recorded_of', 'last_recorded', 'Adjusting', 'needed',
            'adjusted', 'upto', 'within', 'scan', 'corrections', 'Lake', 'newest_versions', 'open_lake', 'Draft',
-           'around', 'rewrite', 'insert', 'begin', 'undo', 'effective']
+           'around', 'rewrite', 'insert', 'begin', 'undo', 'effective', 'to_record']
 
 # %% ../../nbs/market/08_lake.ipynb #3504986e
 import json
@@ -37,6 +37,7 @@ from tradenb.market.versions import (
     clear,
     files_of,
     in_ranges,
+    is_newest,
     newest,
     only_writer,
     open_version,
@@ -431,7 +432,15 @@ def undo(lake: Lake, table: str, recorded: int | None) -> None:
 
 def effective(draft: Draft) -> Vintage:
     "The versions to record: where nothing was written since the beginning, those of the last vintage."
-    now = draft.vintage()
-    same = {table for table, version in now.items() if table != "raw_bars" and version == draft.started.get(table)}
-    held = {table: draft.before.get(table) if table in same else version for table, version in now.items()}
-    return {table: version for table, version in held.items() if version is not None}
+    versions = {table: to_record(draft, table, version) for table, version in draft.vintage().items()}
+    return {table: version for table, version in versions.items() if version is not None}
+
+
+def to_record(draft: Draft, table: str, version: int) -> int | None:
+    "The version of `table` that goes into the book; None for one that was only emptied."
+    before = draft.before.get(table)
+    if version != draft.started.get(table):
+        return version
+    if before is None:
+        return version if table == "raw_bars" else None
+    return before if table != "raw_bars" or is_newest(draft.path(table), before) else version

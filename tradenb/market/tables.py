@@ -68,10 +68,10 @@ def spec_of(table: str) -> TableSpec:
 
 
 def order_of(table: str) -> list[str]:
-    "By what the rows of `table` are sorted: symbol, day, the rest of its key."
+    "By what the rows of `table` are sorted: symbol, day, the rest of its key; deliveries by when they came."
     spec = spec_of(table)
-    first = [name for name in ("symbol", "number") if name in spec.schema]
-    return [*first, spec.day, *(name for name in spec.key if name not in (*first, spec.day))]
+    names = ["symbol", "number", spec.day, *(spec.key or ("ingested_at",))]
+    return list(dict.fromkeys(name for name in names if name in spec.schema))
 
 
 def sort_rows(table: str, rows: pl.DataFrame) -> pl.DataFrame:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROPERTIES', 'GAP_DAYS', 'Range', 'newest', 'open_version', 'files_of', 'commit', 'add_rows', 'clear', 'ranges',
-           'in_ranges', 'replace_days', 'roll_back', 'only_writer', 'holder']
+           'in_ranges', 'replace_days', 'is_newest', 'roll_back', 'only_writer', 'holder']
 
 # %% ../../nbs/market/07_versions.ipynb #4e0ede9d
 import os
@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from ..core.errors import LakeError, one_line
+from ..core.errors import LakeError
 
 # %% ../../nbs/market/07_versions.ipynb #0b4f9051
 def newest(path: str) -> Any | None:  # A `deltalake.DeltaTable`, None when there is none
@@ -51,17 +51,13 @@ PROPERTIES = {
 
 
 def commit(path: str, rows: pl.DataFrame, **how: Any) -> None:
-    "One atomic write of `rows` (with `year`) to the table at `path`, which is made when it does not exist; `LakeError` when the disk is full, or not to be written."
+    "One atomic write of `rows` (with `year`) to the table at `path`, which is made when it does not exist."
     from deltalake import WriterProperties, write_deltalake
-    from deltalake.exceptions import DeltaError
 
+    if "://" not in path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     zstd = WriterProperties(compression="ZSTD", compression_level=3)
-    try:
-        if "://" not in path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_deltalake(path, rows, partition_by=["year"], configuration=PROPERTIES, writer_properties=zstd, **how)
-    except (DeltaError, OSError) as error:
-        raise LakeError(f"table '{Path(path).name}' cannot be written to {path}: {one_line(error)}") from error
+    write_deltalake(path, rows, partition_by=["year"], configuration=PROPERTIES, writer_properties=zstd, **how)
 
 
 def add_rows(path: str, rows: pl.DataFrame) -> None:
@@ -103,15 +99,20 @@ def replace_days(path: str, column: str, spans: Sequence[Range], nulls: bool, ro
     commit(path, rows, mode="overwrite", predicate=" OR ".join(parts))
 
 # %% ../../nbs/market/07_versions.ipynb #66faaf19
-def roll_back(path: str, version: int) -> bool:  # Was there anything to undo?
-    "Make the newest version of the table equal to `version`."
+def is_newest(path: str, version: int) -> bool:
+    "Does the newest version of the table hold the same files as `version`?"
     table = newest(path)
     if table is None or table.version() == version:
-        return False
-    if set(table.file_uris()) == set(open_version(path, version).file_uris()):
-        return False
-    table.restore(version)
-    return True
+        return table is not None
+    return set(table.file_uris()) == set(open_version(path, version).file_uris())
+
+
+def roll_back(path: str, version: int) -> bool:  # Was there anything to undo?
+    "Make the newest version of the table equal to `version`."
+    undo = not is_newest(path, version)
+    if undo:
+        newest(path).restore(version)  # type: ignore[union-attr]
+    return undo
 
 # %% ../../nbs/market/07_versions.ipynb #e460385a
 @contextmanager
