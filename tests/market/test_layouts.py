@@ -96,6 +96,11 @@ def test_many_files_say_how_far_they_are(tmp_path: Path):
     assert said == [f"reading S{EVERY:03d}.csv: {EVERY} of {EVERY + 10} files"]
 
 
+def test_a_wrong_delimiter_is_asked_about(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"no column 'symbol' .*: is files\.delimiter right\?"):
+        read_bars([written(tmp_path, (HEADER + ROWS).replace(",", ";"))])
+
+
 @pytest.mark.parametrize(
     ("columns", "error", "says"),
     [

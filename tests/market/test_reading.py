@@ -44,8 +44,9 @@ def written(folder: Path, content: str | bytes, name: str = "bars.csv") -> Path:
         .replace("94170000", " 94170000.2")
         .replace("2014-02-03", "2014-02-03 "),
         (HEADER + ROWS).replace("2014-02-03", "2014-02-03 00:00:00-05:00"),
+        (HEADER + ROWS).replace(",", " , "),
     ],
-    ids=["bom", "crlf", "blank-end", "blank-line", "no-newline", "quoted", "spaces", "stamped"],
+    ids=["bom", "crlf", "blank-end", "blank-line", "no-newline", "quoted", "spaces", "stamped", "wide"],
 )
 def test_ways_to_write_the_same_table_are_one_table(tmp_path: Path, content: str | bytes):
     plain = read(written(tmp_path, HEADER + ROWS, "plain.csv"))
@@ -218,6 +219,9 @@ def test_a_folder_gives_its_tables_and_below_only_when_it_has_none_itself(tmp_pa
 
 
 def test_what_is_not_there_and_an_empty_folder_are_named(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="pipe is no regular file"):
+        find_files(str(tmp_path / "pipe"), "files.bars")
     with pytest.raises(ConfigError, match=r"files\.bars is empty"):
         find_files("", "files.bars")
     with pytest.raises(ConfigError, match="no such file or folder"):

@@ -49,9 +49,8 @@ def require_columns(file: Path, have: Sequence[str], names: Mapping[str, str]) -
     "The file's columns that are mapped; `ConfigError` names the first that it does not have."
     if absent := [(f, c) for f, c in names.items() if c not in have]:
         f, c = absent[0]
-        raise ConfigError(
-            f"{file} has no column {c!r} for {f}; it has {', '.join(have)}: set {f}=<its column> in files.columns"
-        )
+        mend = f"set {f}=<its column> in files.columns" if len(have) > 1 else "is files.delimiter right?"
+        raise ConfigError(f"{file} has no column {c!r} for {f}; it has {', '.join(have)}: {mend}")
     return list(names.values())
 
 # %% ../../nbs/market/04b_layouts.ipynb #cef66f67

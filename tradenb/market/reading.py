@@ -76,6 +76,8 @@ def find_files(
         if not here.exists():
             raise ConfigError(f"{setting}={path}: no such file or folder")
         found = _tables_in(here, suffixes) if here.is_dir() else [here]
+        if found == [here] and not here.is_file():
+            raise ConfigError(f"{setting}={path} is no regular file")
     except OSError as error:
         raise ConfigError(f"{setting}={path} cannot be listed: {error.strerror}") from None
     if not found:
@@ -129,7 +131,7 @@ def read_text(
         table = pl.read_csv(source, separator=form.separator, infer_schema=False)
         if columns and table.is_empty():
             raise pl.exceptions.NoDataError
-        return table
+        return table.rename(str.strip)
 
 
 def _content(file: Path) -> bytes:
