@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tradenb.core.calendar import sessions
-from tradenb.core.errors import LakeError
+from tradenb.core.errors import InputError, LakeError
 from tradenb.market.actions import ACTION_SCHEMA, BAR_COLUMNS, adjust, place_events
 from tradenb.market.lake import Draft, Lake
 from tradenb.market.tables import TABLES
@@ -381,3 +381,25 @@ def test_a_second_writer_waits_and_is_told_who_writes_and_a_killed_one_holds_not
     holder.stdout.close()
     with lake.writing(0.2) as draft:
         assert draft.vintage() == {}
+
+
+def test_a_cell_of_sql_asks_the_lake_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    monkeypatch.setenv("TRADENB_CORE__ROOT", str(tmp_path))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    lake = Lake(tmp_path / "lake")
+    for number, close in enumerate((1.0, 2.0)):
+        with writing(lake, DAYS[number]) as draft:
+            draft.merge("bars", bars({("A", DAYS[0]): close}))
+    shell = InteractiveShell()
+    shell.run_cell("%load_ext tradenb.market.sql").raise_error()
+    closes = [
+        shell.run_cell(f"%%sql {options}\nselect close from bars").result
+        for options in ("", "--vintage 1", f"--as-of {DAYS[0]}")
+    ]
+    assert [answer.item() for answer in closes] == [2.0, 1.0, 1.0]
+    shell.run_cell("%%sql --into kept\nselect adj_close from bars").raise_error()
+    assert shell.user_ns["kept"].item() == 2.0
+    with pytest.raises(InputError, match="YYYY-MM-DD"):
+        shell.run_cell("%%sql --as-of soon\nselect 1").raise_error()
