@@ -408,3 +408,22 @@ def test_a_row_that_cannot_be_is_quarantined_and_all_others_arrive(
     assert lost.join(hit, on=["symbol", "date"], how="anti").is_empty() and len(lost) <= 1
     both = kept.join(left, on=["symbol", "date"], how="inner", suffix="_read")
     assert len(both) == len(left) and (both["close"] == both["close_read"]).all()
+
+
+def test_a_restated_file_of_adjusted_prices_is_whole_again_when_its_history_is_asked_for(
+    make_settings: Callable[..., Settings], tmp_path: Path
+):
+    rows, file = MONTH.drop("vwap"), tmp_path / "bars.parquet"
+    as_of, before = MONTH["date"].max(), shift(MONTH["date"].max(), -1)
+    chosen = make_settings(**{"market.source": "files", "files.bars": str(file), "files.prices": "split_adjusted"})
+    rows.filter(pl.col("date") <= before).write_parquet(file)
+    clock = SimulatedClock(new_york(as_of, 9))
+    run_etl(chosen, open_source(chosen, clock), open_lake(chosen), before, clock)
+    split = pl.when(pl.col("symbol") == NAME).then(0.5).otherwise(1.0)  # a 2-for-1 split restates all of the past
+    rows.with_columns(pl.col("open", "high", "low", "close") * split).write_parquet(file)
+    clock = SimulatedClock(new_york(next_session(as_of), 9))
+    source, lake = open_source(chosen, clock), open_lake(chosen)
+    run_etl(chosen, source, lake, as_of, clock, since=source.first_date)
+    bars = lake.read("bars", symbols=[NAME])
+    assert bars["close"].to_list() == [close / 2 for close in MONTH.filter(symbol=NAME)["close"]]
+    assert bars["adj_close"].equals(bars["close"].alias("adj_close"))
