@@ -1,5 +1,7 @@
 "Alpaca's data over real HTTP: whole in spite of everything that passes, an error for what does not."
 
+import contextlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import date
@@ -43,6 +45,13 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     app = create_app(folder / "feed", folder / "x.db", key_id="PKTEST", secret_key=KEYS["TRADENB_EXECUTION__BROKER_SECRET"], start=new_york(LAST, 18))  # fmt: skip
     with serving(app) as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def shared(exchange: str) -> Iterator[Proxy]:
+    "One proxy for many examples."
+    with closing(Proxy(exchange)) as proxy:
+        yield proxy
 
 
 @pytest.fixture
@@ -244,6 +253,35 @@ def test_unreadable_actions_are_refused_by_their_id(proxy: Proxy):
     )
     with pytest.raises(SourceError, match="cash_dividends b7 cannot be read"):
         source.symbols()
+
+
+WORDS = ["bars", "t", "o", "v", "symbol", "trades", "timestamp", "corporate_actions", "cash_dividends", "name_changes", "rate",
+         "spin_offs", "ex_date", "process_date", "date", "close", "status", "tradable", "next_page_token", *NAMES[:2]]  # fmt: skip
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9**9) | st.floats(allow_nan=False) | st.text(max_size=6) | st.dates().map(str),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=100)
+@given(st.sampled_from(["/bars", "/corporate-actions", "/assets", "/clock", "/calendar", "/latest"]), json_values)
+def test_no_answer_of_any_shape_ends_in_a_traceback(shared: Proxy, path: str, value: object):
+    keys = {"/bars": "bars", "/corporate-actions": "corporate_actions", "/latest": "trades", "/clock": "timestamp"}
+    body = {keys[path]: value} if path in keys else [value]
+    shared.faults = {path: Late(0, f"answer:{json.dumps(body)}")}
+    source = source_at(shared.url, attempts=2)
+    for ask in (source.symbols, lambda: source.bars(LAST, LAST, NAMES[:2]), lambda: source.actions(FIRST, LAST, NAMES[:2]), lambda: source.newest(NAMES[:2])):  # fmt: skip
+        with contextlib.suppress(SourceError):
+            ask()
+
+
+def test_bars_of_a_symbol_that_was_not_asked_for_are_refused(proxy: Proxy):
+    source = source_at(proxy.url)
+    assert source.symbols()
+    proxy.break_next("/bars", 'answer:{"bars": {"OTHR": []}, "next_page_token": null}')
+    with pytest.raises(SourceError, match="bars of OTHR, which was not asked for"):
+        source.bars(LAST, LAST, NAMES)
 
 
 EVENTS = [
