@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Vintage', 'FIELDS', 'RECENT_DAYS', 'LONG', 'Recorded', 'recorded_of', 'last_recorded', 'Adjusting', 'needed',
-           'adjusted', 'upto', 'within', 'scan', 'corrections', 'Lake', 'newest_versions', 'open_lake', 'Draft',
-           'around', 'rewrite', 'insert', 'begin', 'undo', 'effective', 'to_record']
+           'adjusted', 'upto', 'within', 'scan', 'corrections', 'Versioned', 'newest_versions', 'numbered', 'history',
+           'Lake', 'read_bars', 'open_lake', 'Draft', 'around', 'rewrite', 'insert', 'begin', 'undo', 'effective',
+           'to_record']
 
 # %% ../../nbs/market/08_lake.ipynb #3504986e
 import json
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import polars as pl
 
@@ -145,47 +146,33 @@ def corrections(
         "symbol", "date", "seen_at", "field"
     )
 
-# %% ../../nbs/market/08_lake.ipynb #9f92a695
+# %% ../../nbs/market/08_lake.ipynb #404a1e8f
 @dataclass(frozen=True)
-class Lake:
+class Versioned:
     "The tables below one folder, at the newest recorded vintage or at a given one."
 
     root: Path | str  # The folder, or an address of object storage; made by the first write
     pinned: Vintage | None = field(default=None)  # The versions to read; None follows the newest recorded vintage
-    adjusting: Adjusting = field(default=Adjusting())
 
-    def at(self, vintage: Mapping[str, int] | int | None) -> "Lake":
-        "The same lake as it was at `vintage` (or at the one of that number); tables not named in it do not exist there."
+    def at(self, vintage: Mapping[str, int] | int | None) -> Self:
+        "The same as it was at `vintage` (or at the one of that number); tables not named in it do not exist there."
         if isinstance(vintage, int):
-            vintage = self._numbered(vintage)
+            vintage = numbered(self.vintages(), vintage)
         return replace(self, pinned=None if vintage is None else dict(vintage))
 
-    def latest(self) -> "Lake":
-        "The same lake, pinned to the vintage that is the newest now: all that is read from it belongs together."
+    def latest(self) -> Self:
+        "The same, pinned to the vintage that is the newest now: all that is read from it belongs together."
         return self.at(self.vintage())
 
-    def known(self, day: date) -> "Lake":
-        "The same lake as it was known on `day`: at the last vintage recorded for a session up to it."
+    def known(self, day: date) -> Self:
+        "The same as it was known on `day`: at the last vintage recorded for a session up to it."
         rows = self.vintages().filter(pl.col("as_of") <= day)
         if rows.is_empty():
             raise LakeError(f"nothing was recorded for a session up to {day}: see `Lake.vintages()` for what there is")
         return self.at(json.loads(rows["tables"][-1]))
 
-    def adjusted(
-        self, adjustment: Adjustment | None = None, convention: Convention | None = None, as_of: date | None = None
-    ) -> "Lake":
-        "The same lake, its adjusted columns derived in another way."
-        given = {"adjustment": adjustment, "convention": convention, "as_of": as_of}
-        changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        return replace(self, adjusting=replace(self.adjusting, **changed))
-
-    def path(self, table: str) -> str:
-        "Where `table` is."
-        spec_of(table)
-        return f"{self.root}/{table}"
-
     def vintage(self) -> Vintage:
-        "The versions that this lake reads, together."
+        "The versions that are read, together."
         if self.pinned is not None:
             return self.pinned
         if newest(self.path("vintages")) is None:
@@ -200,8 +187,13 @@ class Lake:
             return pl.DataFrame(schema=spec_of("vintages").schema)
         return pl.scan_delta(table).sort("number").drop("year").collect()
 
+    def path(self, table: str) -> str:
+        "Where `table` is."
+        spec_of(table)
+        return f"{self.root}/{table}"
+
     def version(self, table: str) -> int | None:
-        "The version of `table` that this lake reads, None when it has none."
+        "The version of `table` that is read, None when there is none."
         spec_of(table)
         return self.vintage().get(table)
 
@@ -217,6 +209,54 @@ class Lake:
             raise LakeError(f"there is no table '{table}' in {where}: run the ETL first (tradenb etl)")
         return open_version(self.path(table), version)
 
+# %% ../../nbs/market/08_lake.ipynb #2881b1dc
+def newest_versions(lake: Versioned) -> Vintage:
+    "The newest version of every table that exists, recorded or not."
+    opened = {table: newest(lake.path(table)) for table in TABLES}
+    return {table: delta.version() for table, delta in opened.items() if delta is not None}
+
+
+def numbered(
+    rows: pl.DataFrame,  # The book of vintages
+    number: int,
+) -> Vintage:
+    "The vintage of that number."
+    found = rows.filter(pl.col("number") == number)
+    if found.is_empty():
+        there = ", ".join(map(str, rows["number"].tail(5))) or "none yet"
+        raise LakeError(f"there is no vintage {number}: the newest recorded are {there}")
+    return json.loads(found["tables"].item())
+
+
+def history(
+    table: Any,  # A `deltalake.DeltaTable`
+) -> pl.DataFrame:  # version, at, operation, rows_added; newest first
+    "The commits of a table."
+    commits = table.history()
+    return pl.DataFrame(
+        {
+            "version": [commit["version"] for commit in commits],
+            "at": pl.from_epoch(pl.Series([c["timestamp"] for c in commits]), "ms").dt.replace_time_zone("UTC"),
+            "operation": [commit["operation"] for commit in commits],
+            "rows_added": [commit.get("operationMetrics", {}).get("num_added_rows") for commit in commits],
+        }
+    )
+
+# %% ../../nbs/market/08_lake.ipynb #8af1294f
+@dataclass(frozen=True)
+class Lake(Versioned):
+    "The market data below one folder: facts, and adjusted bars derived from them."
+
+    adjusting: Adjusting = field(default=Adjusting())
+
+    def adjusted(
+        self, adjustment: Adjustment | None = None, convention: Convention | None = None, as_of: date | None = None
+    ) -> Self:
+        "The same lake, its adjusted columns derived in another way."
+        given = {"adjustment": adjustment, "convention": convention, "as_of": as_of}
+        changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return replace(self, adjusting=replace(self.adjusting, **changed))
+
     def read(
         self,
         table: str,  # One of `TABLES`
@@ -227,18 +267,8 @@ class Lake:
     ) -> pl.DataFrame:  # The table's columns (for `bars`: `BAR_COLUMNS`), sorted by symbol and day
         "Rows of `table` at this lake's vintage."
         if table == "bars":
-            return self._bars(start, end, symbols, list(columns or BAR_COLUMNS))
+            return read_bars(self.latest(), start, end, symbols, list(columns or BAR_COLUMNS))
         return scan(table, self.open(table), within(table, start, end, symbols), columns or list(spec_of(table).schema))
-
-    def _bars(
-        self, start: date | None, end: date | None, symbols: Sequence[str] | None, columns: list[str]
-    ) -> pl.DataFrame:
-        lake = self.at(self.vintage())
-        where = within("bars", start, upto(end, self.adjusting.as_of), symbols)
-        if set(columns) <= set(TABLES["bars"].schema):
-            return scan("bars", lake.open("bars"), where, columns)
-        raw = scan("bars", lake.open("bars"), where, needed(columns))
-        return adjusted(raw, lake.events(start, symbols), self.adjusting).select(columns)
 
     def events(self, start: date | None = None, symbols: Sequence[str] | None = None) -> pl.DataFrame:  # adjustments
         "The events that bars from `start` on are adjusted by; none where nothing was ever adjusted."
@@ -254,17 +284,9 @@ class Lake:
         "Late corrections: what was delivered again, and differently."
         return corrections(self.read("raw_bars", start, end, symbols))
 
-    def history(self, table: str) -> pl.DataFrame:
-        "The commits of `table`, newest first: version, at, operation, rows_added."
-        commits = self.open(table).history()
-        return pl.DataFrame(
-            {
-                "version": [commit["version"] for commit in commits],
-                "at": pl.from_epoch(pl.Series([c["timestamp"] for c in commits]), "ms").dt.replace_time_zone("UTC"),
-                "operation": [commit["operation"] for commit in commits],
-                "rows_added": [commit.get("operationMetrics", {}).get("num_added_rows") for commit in commits],
-            }
-        )
+    def history(self, table: str) -> pl.DataFrame:  # version, at, operation, rows_added; newest first
+        "The commits of `table`."
+        return history(self.open(table))
 
     def sql(
         self,
@@ -287,19 +309,20 @@ class Lake:
         with only_writer(str(self.root), timeout_s):
             yield begin(self)
 
-    def _numbered(self, number: int) -> Vintage:
-        rows = self.vintages()
-        found = rows.filter(pl.col("number") == number)
-        if found.is_empty():
-            there = ", ".join(map(str, rows["number"].tail(5))) or "none yet"
-            raise LakeError(f"there is no vintage {number}: the newest recorded are {there}")
-        return json.loads(found["tables"].item())
-
-
-def newest_versions(lake: Lake) -> Vintage:
-    "The newest version of every table that exists, recorded or not."
-    opened = {table: newest(lake.path(table)) for table in TABLES}
-    return {table: delta.version() for table, delta in opened.items() if delta is not None}
+# %% ../../nbs/market/08_lake.ipynb #2571b979
+def read_bars(
+    lake: Lake,  # Pinned: bars and events must belong together
+    start: date | None,
+    end: date | None,
+    symbols: Sequence[str] | None,
+    columns: list[str],  # Of `BAR_COLUMNS`
+) -> pl.DataFrame:
+    "Bars with what is derived from them, where that is asked for."
+    where = within("bars", start, upto(end, lake.adjusting.as_of), symbols)
+    if set(columns) <= set(TABLES["bars"].schema):
+        return scan("bars", lake.open("bars"), where, columns)
+    raw = scan("bars", lake.open("bars"), where, needed(columns))
+    return adjusted(raw, lake.events(start, symbols), lake.adjusting).select(columns)
 
 
 def open_lake(settings: Settings) -> Lake:
@@ -326,6 +349,14 @@ class Draft(Lake):
         "The newest version of `table`, None when it has none."
         delta = newest(self.path(table))
         return None if delta is None else delta.version()
+
+    def open(self, table: str) -> Any:  # A `deltalake.DeltaTable`
+        "The Delta table itself, at its newest version; `LakeError` when there is none."
+        return newest(self.path(table)) or super().open(table)
+
+    def latest(self) -> Self:
+        "A draft is always at the newest versions."
+        return self
 
     def append(
         self,
