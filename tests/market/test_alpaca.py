@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,9 +24,10 @@ from tradenb.core.web import serving
 from tradenb.exchange.feed import write_rows
 from tradenb.exchange.service import create_app
 from tradenb.market.actions import combine
-from tradenb.market.alpaca import AlpacaSource, Pace, alpaca_source
+from tradenb.market.alpaca import AlpacaSource, Event, Pace, action_frame, alpaca_source, while_worn
 from tradenb.market.catalog import broken_promises, open_source, write_feed
 from tradenb.market.sources import DemoSource
+from tradenb.market.tickers import identities, rename
 from tradenb.market.universe import survivorship_warning
 
 KEYS = {"TRADENB_EXECUTION__BROKER_KEY_ID": "PKTEST", "TRADENB_EXECUTION__BROKER_SECRET": "secret-of-the-test"}
@@ -369,3 +370,33 @@ def test_the_universe_is_today_s_and_says_so(small: Callable[..., str]):
     assert survivorship_warning(universe)
     assert source.newest(["ACME", "ELMO", "DUNE"]) == {"ACME": new_york(WEDNESDAY, 16)}
     assert source.assets(WEDNESDAY)["symbol"].to_list() == ["ACME", "BETA", "DUNN"]
+
+
+@st.composite
+def renamings(draw: st.DrawFn) -> list[tuple[date, int, str, str]]:
+    "Companies that change their names, always to one that nobody wears that day: day, company, old, new."
+    wearing, told, days = dict(enumerate("ABC")), [], sorted(draw(st.sets(st.integers(1, 40), max_size=7)))
+    for n in days:
+        company, new = draw(st.sampled_from([0, 1, 2])), draw(st.sampled_from("ABCDE"))
+        if new not in wearing.values():
+            told.append((DAY_ONE + timedelta(days=n), company, wearing[company], new))
+            wearing[company] = new
+    return told
+
+
+DAY_ONE = date(2022, 1, 3)
+
+
+@settings(max_examples=200)
+@given(renamings())
+def test_with_all_name_changes_known_every_bar_is_kept_and_every_company_has_one_name(told: list):
+    days = [DAY_ONE + timedelta(days=n) for n in range(45)]
+    wore = lambda company, day: next(
+        (new for at, who, _, new in told[::-1] if who == company and at <= day), "ABC"[company]
+    )
+    rows = pl.DataFrame([(wore(c, d), d, c) for d in days for c in range(3)], {"symbol": pl.String, "date": pl.Date, "company": pl.Int64}, orient="row")  # fmt: skip
+    changes = action_frame([Event(old, at, "symbol_change", target=new) for at, _, old, new in told])
+    kept = while_worn(rows, changes)
+    assert kept.sort("date", "company").equals(rows.sort("date", "company"))
+    names = rename(kept, identities(changes)).group_by("company").agg(pl.col("symbol").unique())["symbol"].to_list()
+    assert [len(n) for n in names] == [1, 1, 1] and len({n[0] for n in names}) == 3
