@@ -11,6 +11,7 @@ __all__ = ['ACTION_SCHEMA', 'SHARE_KINDS', 'CASH_KINDS', 'OTHER_KINDS', 'KINDS',
 from datetime import date, timedelta
 from typing import Literal
 
+import numpy as np
 import polars as pl
 
 from ..core.errors import DataError, InputError
@@ -65,19 +66,27 @@ def _with(frame: pl.DataFrame, **nullable: type[pl.DataType]) -> pl.DataFrame:
     return frame.with_columns(pl.lit(None, kind).alias(name) for name, kind in absent.items())
 
 
+def _fold(rows: pl.DataFrame, key: list[str], *how: pl.Expr) -> pl.DataFrame:
+    "One row per key, sorted by it: rows that share a key are aggregated, in their order; others pass as they are."
+    twice = rows.select(key).is_duplicated()
+    if not twice.any():
+        return rows
+    folded = rows.filter(twice).group_by(key, maintain_order=True).agg(*how)
+    return pl.concat([rows.filter(~twice), folded.select(rows.columns)]).sort(key)
+
+
 def combine(
     actions: pl.DataFrame,  # corporate_actions, in any order
 ) -> pl.DataFrame:  # The same columns, one row per symbol, ex_date, kind and target; sorted by them
     "Add up what several rows say of one event. A second delisting or symbol change of a day replaces the first."
     event, told = ["symbol", "ex_date", "kind", "target"], ["ratio", "cash"]
     actions = _with(check_actions(actions), target=pl.String)
-    rows = actions.sort(*event, *told, *(n for n in actions.columns if n not in (*event, *told)))
+    rest = [name for name in actions.columns if name not in (*event, *told)]
+    rows = actions.sort(*event, *told, *rest).unique([*event, *told], keep="first", maintain_order=True)
     kind = pl.col("kind").first()
     ratio = pl.when(kind.is_in(SHARE_KINDS)).then(pl.col("ratio").product()).otherwise(pl.col("ratio").last())
     cash = pl.when(kind.is_in(CASH_KINDS)).then(pl.col("cash").sum()).otherwise(pl.col("cash").last())
-    others = [pl.col(name).first() for name in actions.columns if name not in (*event, *told)]
-    once = rows.unique([*event, *told], keep="first", maintain_order=True)
-    return once.group_by(event, maintain_order=True).agg(ratio, cash, *others).select(actions.columns)
+    return _fold(rows, event, ratio, cash, *(pl.col(name).first() for name in rest))
 
 # %% ../../nbs/market/02_actions.ipynb #f33794f7
 EVENT_SCHEMA: dict[str, pl.DataType] = {
@@ -104,22 +113,41 @@ def _sorted(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _effective(actions: pl.DataFrame) -> pl.DataFrame:
     "Events that act on prices, one row per symbol and ex-date: ratio S, cash and late value per share after S."
-    share, cash, on_time = (
+    share, cash, late = (
         pl.col("kind").is_in(SHARE_KINDS),
         pl.col("kind").is_in(CASH_KINDS),
-        pl.col("valued_on").is_null(),
+        pl.col("valued_on").is_not_null(),
     )
-    return (
-        combine(_with(actions, valued_on=pl.Date))
-        .filter(share | cash)
-        .group_by("symbol", "ex_date", maintain_order=True)
-        .agg(
-            pl.col("ratio").filter(share).product(),
-            pl.col("cash").filter(cash & on_time).sum(),
-            pl.col("cash").filter(cash & ~on_time).sum().alias("spun"),
-            pl.col("valued_on").max().alias("spun_on"),
-        )
+    rows = combine(_with(actions, valued_on=pl.Date)).filter(share | cash)
+    rows = rows.select(
+        "symbol",
+        "ex_date",
+        pl.when(share).then("ratio").otherwise(1.0).alias("ratio"),
+        pl.when(cash & ~late).then("cash").otherwise(0.0).alias("cash"),
+        pl.when(cash & late).then("cash").otherwise(0.0).alias("spun"),
+        pl.col("valued_on").alias("spun_on"),
     )
+    cash, spun, spun_on = pl.col("cash").sum(), pl.col("spun").sum(), pl.col("spun_on").max()
+    return _fold(rows, ["symbol", "ex_date"], pl.col("ratio").product(), cash, spun, spun_on)
+
+# %% ../../nbs/market/02_actions.ipynb #81c759b4
+def _find(
+    rows: pl.DataFrame,  # symbol and `day`
+    day: str,
+    bars: pl.DataFrame,  # symbol, date; sorted
+) -> (
+    pl.DataFrame
+):  # The rows whose symbol has bars, with `at`: the bar on or after their day; `start`, `stop`: the symbol's bars
+    "Look up days in a table of bars, by bisection."
+    runs = bars["symbol"].rle().struct.unnest().with_row_index("code")
+    stop = pl.col("len").cum_sum().cast(pl.Int64)
+    runs = runs.select(
+        "code", pl.col("value").alias("symbol"), (stop - pl.col("len")).alias("start"), stop.alias("stop")
+    )
+    found = rows.join(runs, on="symbol", maintain_order="left")
+    keys = bars["symbol"].rle_id().cast(pl.Int64) * 2**32 + bars["date"].to_physical().cast(pl.Int64)
+    asked = found["code"].cast(pl.Int64) * 2**32 + found[day].to_physical().cast(pl.Int64)
+    return found.with_columns(keys.search_sorted(asked, side="left").cast(pl.Int64).alias("at")).drop("code")
 
 # %% ../../nbs/market/02_actions.ipynb #c574de5b
 VALUED_WITHIN = timedelta(days=14)  # Ten sessions
@@ -154,38 +182,35 @@ def value_spin_offs(
         pl.when(late).then("first_day").otherwise("valued_on").alias("valued_on"),
     ).select(rows.columns)
 
-# %% ../../nbs/market/02_actions.ipynb #f12666b5
+# %% ../../nbs/market/02_actions.ipynb #c0b8f1b8
 def place_events(
     actions: pl.DataFrame,  # corporate_actions
     closes: pl.DataFrame,  # symbol, date, close; raw, of the symbols and of the companies they spun off
 ) -> pl.DataFrame:  # EVENT_SCHEMA, sorted by symbol, ex_date
     "Put every event that acts on prices between its two bars; one without a bar before it has nothing to adjust and is left out."
-    after = _sorted(closes.select("symbol", "date", "close"))
-    before = after.rename({"date": "prev_date", "close": "prev_close"})
-    events = _effective(value_spin_offs(actions, after))
-    for bar, day, side in ((before, "prev_date", "backward"), (after, "date", "forward")):
-        events = events.join_asof(
-            bar,
-            left_on="ex_date",
-            right_on=day,
-            by="symbol",
-            strategy=side,  # type: ignore[arg-type]
-            allow_exact_matches=side == "forward",
-            coalesce=False,
-            check_sortedness=False,
-        )
-    return events.filter(pl.col("prev_date").is_not_null()).select(pl.col(n).cast(t) for n, t in EVENT_SCHEMA.items())
+    return _place(actions, _sorted(closes.select("symbol", "date", "close")))
+
+
+def _place(actions: pl.DataFrame, closes: pl.DataFrame) -> pl.DataFrame:
+    events = _find(_effective(value_spin_offs(actions, closes)), "ex_date", closes)
+    events = events.filter(pl.col("at") > pl.col("start"))
+    before = events["at"] - 1
+    after = events.select(pl.when(pl.col("at") < pl.col("stop")).then("at")).to_series()
+    return events.with_columns(
+        closes["date"].gather(before).alias("prev_date"),
+        closes["close"].gather(before).alias("prev_close"),
+        closes["date"].gather(after).alias("date"),
+        closes["close"].gather(after).alias("close"),
+    ).select(pl.col(n).cast(t) for n, t in EVENT_SCHEMA.items())
 
 # %% ../../nbs/market/02_actions.ipynb #7e1067bf
 def _steps(events: pl.DataFrame) -> pl.DataFrame:
     "One row per step: ratio S and cash D per final share, with the closes around it. A null date is a step after the last bar."
+    key = ["symbol", "prev_date", "date", "prev_close", "close"]
     after = pl.col("ratio").cum_prod(reverse=True) / pl.col("ratio")
-    later = after.over("symbol", "prev_date", order_by="ex_date")
-    return (
-        events.with_columns((pl.col("cash") / later).alias("cash"))
-        .group_by("symbol", "prev_date", "date", "prev_close", "close", maintain_order=True)
-        .agg(pl.col("ratio").product(), pl.col("cash").sum(), pl.col("ex_date").last())
-    )
+    later = after.over("symbol", "prev_date", order_by="ex_date") if events.select(key).is_duplicated().any() else 1.0
+    rows = events.select(*key, "ratio", pl.col("cash") / later, "ex_date")
+    return _fold(rows, key, pl.col("ratio").product(), pl.col("cash").sum(), pl.col("ex_date").last())
 
 # %% ../../nbs/market/02_actions.ipynb #c7c26f0c
 def _step_factors(steps: pl.DataFrame, convention: Convention) -> pl.DataFrame:
@@ -232,17 +257,23 @@ def cumulative(
     ]
     return steps.select("symbol", pl.col("prev_date").alias("date"), *products)
 
-# %% ../../nbs/market/02_actions.ipynb #c0b8f1b8
-def _attach(rows: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:
-    "Add the three factors to sorted rows."
-    price = pl.col("price_factor").fill_null(1.0)
-    return rows.join_asof(steps, on="date", by="symbol", strategy="forward", check_sortedness=False).with_columns(
-        price, (1.0 / price).alias("volume_factor"), pl.col("total_return_factor").fill_null(1.0)
-    )
+# %% ../../nbs/market/02_actions.ipynb #921ec752
+def _factors(bars: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:
+    "The three factors of sorted bars, in their order."
+    names = ("price_factor", "total_return_factor")
+    found = _find(steps.with_columns(pl.col("date") + timedelta(days=1)), "date", bars)
+    found = found.filter(pl.col("at") > pl.col("start")).select(pl.col("at"), *names)
+    ends = bars["symbol"].rle().struct.field("len").cum_sum().cast(pl.Int64)
+    marks = pl.concat([found, pl.select(ends.alias("at"), *(pl.lit(1.0).alias(name) for name in names))])
+    marks = marks.unique("at", keep="first", maintain_order=True).sort("at")
+    spans = np.diff(marks["at"].to_numpy(), prepend=0)
+    price, total = (pl.Series(np.repeat(marks[name].to_numpy(), spans)) for name in names)
+    return pl.DataFrame({"price_factor": price, "volume_factor": 1.0 / price, "total_return_factor": total})
 
 
-def _until(as_of: date | None) -> pl.Expr:
-    return pl.lit(True) if as_of is None else pl.col("date") <= as_of
+def _until(bars: pl.DataFrame, as_of: date | None) -> pl.DataFrame:
+    "Sorted, and without later bars."
+    return _sorted(bars if as_of is None else bars.filter(pl.col("date") <= as_of))
 
 
 def factors(
@@ -252,25 +283,28 @@ def factors(
     as_of: date | None = None,  # Use no bar and no event after this day; None: up to each symbol's last bar
 ) -> pl.DataFrame:  # symbol, date, price_factor, volume_factor, total_return_factor; sorted, one row per bar
     "Cumulative backward factors. Raises as `cumulative` does."
-    closes = _sorted(bars.select("symbol", "date", "close").filter(_until(as_of)))
-    steps = cumulative(place_events(actions, closes), convention, as_of)
-    return _attach(closes.select("symbol", "date"), steps).select("symbol", "date", *FACTORS)
+    known = _until(bars.select("symbol", "date", "close"), as_of)
+    steps = cumulative(_place(actions, known), convention, as_of)
+    return known.select("symbol", "date").hstack(_factors(known, steps))
 
-# %% ../../nbs/market/02_actions.ipynb #81c759b4
+# %% ../../nbs/market/02_actions.ipynb #f12666b5
 def apply_factors(
     bars: pl.DataFrame,  # symbol, date, open, high, low, close, volume and, where known, vwap; raw
     steps: pl.DataFrame,  # From `cumulative`
     adjustment: Adjustment,  # Which factor adj_* prices carry: splits and dividends, or splits alone
 ) -> pl.DataFrame:  # BAR_COLUMNS; sorted by symbol, date
     "Multiply: prices by the chosen factor, volume by splits alone."
+    return _multiply(_sorted(bars), steps, adjustment)
+
+
+def _multiply(bars: pl.DataFrame, steps: pl.DataFrame, adjustment: Adjustment) -> pl.DataFrame:
     names = {"total_return": "total_return_factor", "split": "price_factor"}
     if adjustment not in names:
         raise InputError(f"adjustment={adjustment}: expected one of {', '.join(names)}")
-    vwap = pl.col("vwap") if "vwap" in bars.columns else pl.lit(None, pl.Float64)
-    raw = bars.select("symbol", "date", "open", "high", "low", "close", "volume", vwap.alias("vwap"))
+    raw = _with(bars, vwap=pl.Float64).select("symbol", "date", *RAW).hstack(_factors(bars, steps))
     prices = [(pl.col(p) * pl.col(names[adjustment])).alias(f"adj_{p}") for p in PRICES]
     volume = (pl.col("volume") * pl.col("volume_factor")).alias("adj_volume")
-    return _attach(_sorted(raw), steps).with_columns(*prices, volume).select(BAR_COLUMNS)
+    return raw.with_columns(*prices, volume).select(BAR_COLUMNS)
 
 # %% ../../nbs/market/02_actions.ipynb #eead1b64
 def adjust(
@@ -281,10 +315,10 @@ def adjust(
     as_of: date | None = None,  # Use no bar and no event after this day
 ) -> pl.DataFrame:  # raw columns, adj_open … adj_vwap, adj_volume and the three factors; sorted by symbol, date
     "Backward-adjusted bars; volume by splits alone. Raises as `cumulative` and `apply_factors` do."
-    known = _sorted(bars.filter(_until(as_of)))
-    return apply_factors(known, cumulative(place_events(actions, known), convention, as_of), adjustment)
+    known = _until(bars, as_of)
+    return _multiply(known, cumulative(_place(actions, known), convention, as_of), adjustment)
 
-# %% ../../nbs/market/02_actions.ipynb #921ec752
+# %% ../../nbs/market/02_actions.ipynb #27196d8c
 def value_delistings(
     actions: pl.DataFrame,  # corporate_actions
     closes: pl.DataFrame,  # symbol, date, close; raw, of the acquirers
