@@ -159,6 +159,25 @@ def test_two_dividends_of_a_day_are_paid_together_and_a_line_twice_is_one(tmp_pa
     assert source.actions(date.min, LAST)["cash"].to_list() == pytest.approx([0.3])
 
 
+def test_who_asks_for_a_ticker_is_told_of_the_changes_that_its_bars_hang_on(tmp_path: Path):
+    lines = "A,2014-02-03,B\nB,2014-02-04,C\nC,2014-02-05,A\nX,2014-02-04,Y\n"
+    file = tmp_path / "actions.csv"
+    file.write_text(
+        "symbol,ex_date,target,kind,ratio,cash\n"
+        + lines.replace("\n", ",symbol_change,,\n")
+        + "B,2014-02-03,,dividend,,1\nC,2014-02-07,,delisting,,5\n"
+    )
+    source = source_of(tmp_path, HEADER + ROWS, actions_path=str(file))
+    found = source.actions(date(2014, 1, 1), date(2014, 12, 31), ["A"])
+    assert found.select("symbol", "kind").rows() == [
+        ("A", "symbol_change"), ("B", "symbol_change"), ("C", "symbol_change"), ("C", "delisting"),
+    ]  # fmt: skip
+    assert source.actions(date(2014, 2, 4), date(2014, 2, 4), ["A"])["symbol"].to_list() == ["B"]
+    assert source.actions(date(2014, 2, 3), date(2014, 2, 3), ["B"]).select("symbol", "kind").rows() == [
+        ("A", "symbol_change"), ("B", "dividend"),
+    ]  # fmt: skip
+
+
 def in_todays_shares(actions: pl.DataFrame) -> pl.DataFrame:
     "The same events with cash per share of today, as vendors of adjusted prices tell them."
     splits = actions.filter(kind="split").select(

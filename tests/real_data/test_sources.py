@@ -161,6 +161,9 @@ def test_a_lean_folder_is_read_with_its_events_and_its_changes_of_ticker(
         ("GOOGL", "GOOG"),
         ("GOOGL", "GOOGL"),
     }
+    some = source.actions(source.first_date, source.last_date, ["QQQ"])  # QQQQ for six years, without a bar of its own
+    nasdaq = source.bars(source.first_date, source.last_date, ["QQQ"])
+    assert set(rename(nasdaq, identities(some, nasdaq))["symbol"]) == {"QQQ"}
 
 
 def test_leans_factor_file_of_apple_comes_back_from_its_events(real_data: Path, open_files: Opener, lean_data: Path):

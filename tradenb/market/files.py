@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'Prices', 'CONTAINED', 'THIN', 'NEIGHBOURS', 'ROUNDING', 'read_actions', 'column_events', 'told_by_both',
-           'not_in_prices', 'check_statement', 'counted_days', 'usable', 'FilesSource']
+           'concerning', 'not_in_prices', 'check_statement', 'counted_days', 'usable', 'FilesSource']
 
 # %% ../../nbs/market/05_files.ipynb #b3463603
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ import polars as pl
 
 from ..core.calendar import FIRST_DAY, LAST_DAY, next_session, sessions
 from ..core.errors import ConfigError, SourceError
-from .actions import ACTION_SCHEMA, CASH_KINDS, SHARE_KINDS, combine
+from .actions import ACTION_SCHEMA, CASH_KINDS, OTHER_KINDS, SHARE_KINDS, combine
 from .demo import BAR_SCHEMA
 from .layouts import Layout, in_order, lean_folder, read_bars, read_lean_actions, read_lean_bars
 from .reading import TextFormat, find_files, read_table, share_classes, typed
@@ -85,6 +85,19 @@ def told_by_both(
     better = actions.filter(pl.col("kind").is_in(SHARE_KINDS + CASH_KINDS)).select("symbol", "ex_date", shares)
     left = columns.with_columns(shares).join(better, on=["symbol", "ex_date", "shares"], how="anti").drop("shares")
     return combine(pl.concat([left, actions]))
+
+# %% ../../nbs/market/05_files.ipynb #52da8619
+def concerning(
+    actions: pl.DataFrame,  # corporate_actions
+    symbols: Sequence[str],
+) -> pl.DataFrame:  # those of the symbols, and changes and ends of tickers that are linked to them
+    "Events that matter to some tickers."
+    linked = set(symbols)
+    changes = actions.filter(kind="symbol_change").select("symbol", "target").rows()
+    while more := {name for pair in changes if linked & set(pair) for name in pair} - linked:
+        linked |= more
+    others = pl.col("kind").is_in(OTHER_KINDS) & pl.col("symbol").is_in(list(linked))
+    return actions.filter(pl.col("symbol").is_in(list(symbols)) | others)
 
 # %% ../../nbs/market/05_files.ipynb #6086f0ee
 Prices = Literal["raw", "split_adjusted", "total_return_adjusted"]
@@ -232,7 +245,8 @@ class FilesSource:
         return rows.select(list(BAR_SCHEMA)).with_columns(source=pl.lit(self.name))
 
     def actions(self, start: date, end: date, symbols: Sequence[str] | None = None) -> pl.DataFrame:
-        return between(self._actions, start, end, symbols, "ex_date")
+        told = self._actions if symbols is None else concerning(self._actions, symbols)
+        return between(told, start, end, day="ex_date")
 
     def assets(self, as_of: date) -> pl.DataFrame:
         last = pl.when(pl.col("last_date") < self.last_date).then("last_date").alias("last_date")
