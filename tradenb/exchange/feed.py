@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'OPTIONAL', 'PRICE_PLACES', 'SHARE_KINDS', 'DAY', 'read_table', 'write_rows', 'money', 'Asset', 'book_time',
-           'session_day', 'is_open', 'Known', 'known', 'Feed', 'restated', 'last_prices', 'Print', 'last_prints',
-           'visible_bars', 'listed', 'announced_at', 'announced', 'Span', 'spans', 'renamings']
+           'session_day', 'is_open', 'Known', 'known', 'Feed', 'paid_in_shares', 'restated', 'last_prices', 'Print',
+           'last_prints', 'visible_bars', 'listed', 'announced_at', 'announced', 'Span', 'spans', 'renamings']
 
 # %% ../../nbs/exchange/03_feed.ipynb #d18312b9
 from bisect import bisect_right
@@ -144,7 +144,7 @@ class Feed:
         self.bars = read_table(self.folder, "bars").sort("symbol", "date")
         self.assets = {a.symbol: a for a in map(_asset, read_table(self.folder, "assets").iter_rows(named=True))}
         self.announcements = read_table(self.folder, "actions").sort("ex_date", "symbol", "kind")
-        actions = map(_action, self.announcements.iter_rows(named=True))
+        actions = [_action(row, paid_in_shares(self.bars, row)) for row in self.announcements.iter_rows(named=True)]
         self.actions = sorted(actions, key=lambda a: (a.ex_date, a.symbol, a.ends))
         self.session = lru_cache(8)(self._session)
 
@@ -191,9 +191,18 @@ def _asset(row: dict) -> Asset:
     return Asset(row["symbol"], row["name"] or row["symbol"], row["sector"] or "", row["first_date"], row["last_date"])
 
 
-def _action(row: dict) -> Action:
+def paid_in_shares(bars: pl.DataFrame, row: dict) -> float:
+    "What a merger paid per share in shares of the acquirer, at its last close of the two weeks before; 0 for anything else."
+    if row["kind"] != "delisting" or row["target"] is None:
+        return 0.0
+    days = pl.col("date").is_between(row["ex_date"] - timedelta(days=14), row["ex_date"], closed="left")
+    closes = bars.filter(pl.col("symbol") == row["target"], days)["close"]
+    return closes[-1] * (row["ratio"] or 1.0) if len(closes) else 0.0
+
+
+def _action(row: dict, more: float) -> Action:
     ratio = row["ratio"] if row["kind"] in SHARE_KINDS and row["ratio"] is not None else 1.0
-    return Action(row["symbol"], row["ex_date"], row["kind"], Decimal(repr(ratio)), money(row["cash"] or 0.0))
+    return Action(row["symbol"], row["ex_date"], row["kind"], Decimal(repr(ratio)), money((row["cash"] or 0.0) + more))
 
 # %% ../../nbs/exchange/03_feed.ipynb #270ca08c
 def restated(price: Decimal, ratio: Decimal) -> Decimal:
