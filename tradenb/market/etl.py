@@ -8,6 +8,7 @@ __all__ = ['GATE', 'RAW', 'RENAMED', 'RECENT', 'quarantine_rows', 'released_by_h
            'store', 'EtlReport', 'renamed', 'warnings_of', 'check_day', 'run_etl', 'nothing_new']
 
 # %% ../../nbs/market/13_etl.ipynb #cd7b353d
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
@@ -26,7 +27,7 @@ from .lake import Draft, Lake, Vintage
 from .quality import GateResult, Limits, run_gate
 from .sources import Source
 from .tables import TABLES
-from .universe import members, survivorship_warning
+from .universe import members, membership_warnings, survivorship_warning
 
 # %% ../../nbs/market/13_etl.ipynb #18c6fc78
 GATE = "gate"  # The name under which the gate releases
@@ -74,11 +75,7 @@ class Judged:
 
 def judge(settings: Settings, source: Source, draft: Draft, taken: Intake, clock: Clock) -> Judged:
     "Gate, then freshness. Raises `QualityError`, `FreshnessError`."
-    todo, limits, known = (
-        taken.todo,
-        Limits(settings.quality.max_move, settings.quality.stuck_sessions, settings.quality.max_bad_share),
-        stored(draft, "quarantine"),
-    )
+    todo, limits, known = taken.todo, Limits.of(settings.quality), stored(draft, "quarantine")
     quarantine = moved_rows(known, taken.names) if len(known) else known
     free, actions = released_by_hand(quarantine), valued(draft, taken.actions, taken.rows)
     sectors = members(taken.universe, todo.end)
@@ -283,7 +280,12 @@ def renamed(taken: Intake) -> pl.DataFrame:  # symbol, before, ex_date
     )
 
 
-def warnings_of(taken: Intake, judged: Judged, recent: int) -> tuple[str, ...]:
+def warnings_of(
+    taken: Intake,
+    judged: Judged,
+    recent: int,  # Sessions whose lasting moves are told one by one
+    having: Collection[str] | None,  # Symbols with bars; None: the universe is not from a file of its own
+) -> tuple[str, ...]:
     "What a person should know, in sentences."
     moves = judged.gate.reported.filter(pl.col("check") == "lasting_move")
     late = moves.filter(pl.col("date") >= shift(taken.todo.end, 1 - recent))
@@ -299,6 +301,8 @@ def warnings_of(taken: Intake, judged: Judged, recent: int) -> tuple[str, ...]:
         texts.append(f"{len(stale)} symbols have no bar for {judged.freshness.expected}: {names}")
     if warning := survivorship_warning(taken.universe):
         texts.append(warning)
+    if having is not None:
+        texts.extend(membership_warnings(taken.universe, having, taken.todo.history, taken.todo.end))
     return tuple(texts)
 
 # %% ../../nbs/market/13_etl.ipynb #36403272
@@ -345,10 +349,11 @@ def _run(
     open_cases, counts = store(draft, taken, judged, clock.now())
     vintage = draft.record(as_of, source.name, clock.now(), todo.since)
     days = judged.good.filter(pl.col("date") > (todo.done or date.min))["date"].unique().sort()
+    having = draft.read("bars", columns=["symbol"])["symbol"].unique() if settings.universe.membership else None
     log.info("etl_done", as_of=str(as_of), changed=vintage != draft.before, vintage=vintage, **counts)
     return EtlReport(
         as_of, source.name, tuple(days), counts, judged.gate, open_cases, judged.freshness, vintage,
-        vintage != draft.before, warnings_of(taken, judged, RECENT), taken.revised, taken.told.withdrawn, renamed(taken),
+        vintage != draft.before, warnings_of(taken, judged, RECENT, having), taken.revised, taken.told.withdrawn, renamed(taken),
     )  # fmt: skip
 
 

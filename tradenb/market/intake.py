@@ -19,6 +19,7 @@ from ..core.errors import SourceError
 from ..core.settings import Settings
 from .actions import OTHER_KINDS, combine
 from .lake import Draft, Lake
+from .quality import Limits
 from .sources import Source, require_symbols
 from .tables import TABLES, conform
 from .tickers import identities, rename
@@ -241,6 +242,10 @@ class Told:
         fresh = self.now.join(self.known, on=self.now.columns, how="anti", nulls_equal=True)
         return pl.concat([fresh, self.withdrawn])
 
+    def late(self, done: date) -> set[str]:
+        "Tickers of events that changed after they had become effective: their rows were judged without."
+        return set(self.changed.filter(pl.col("ex_date") <= done)["symbol"])
+
 
 def hear(
     told: pl.DataFrame,  # corporate_actions, as the source tells them for what was asked
@@ -373,15 +378,14 @@ def take_in(
     since: date | None = None,
 ) -> Intake:
     "Ask the source and keep what it says. Raises `SourceError`, `InputError`."
-    stuck, peers = settings.quality.stuck_sessions, settings.quality.peers
-    revision = max(settings.market.revision_sessions, stuck)
+    limits = Limits.of(settings.quality)
+    revision = max(settings.market.revision_sessions, limits.later_sessions)
     todo, told, universe = listen(settings, source, draft, reached, as_of, revision, since)
-    back = timedelta(days=2 * (stuck + peers) + 7)
-    kept = keep(reached, draft, take_delivery(source, todo), todo, back, now)
+    kept = keep(reached, draft, take_delivery(source, todo), todo, timedelta(days=limits.context_days), now)
     names, rows, context = name_lines(reached, draft, told, todo), kept.rows, kept.context
-    if moved := sorted(names.changed) if todo.done else []:
-        again = latest_delivery(draft.read("raw_bars", end=as_of, symbols=moved))
-        elsewhere = ~pl.col("symbol").is_in(moved)
+    if todo.done and (other := sorted(names.changed | told.late(todo.done))):
+        again = latest_delivery(draft.read("raw_bars", end=as_of, symbols=other))
+        elsewhere = ~pl.col("symbol").is_in(other)
         rows, context = pl.concat([rows.filter(elsewhere), again]), context.filter(elsewhere)
     if len(effective := told.now.filter(pl.col("ex_date") <= as_of)):
         universe = by_identity(until_delisted(universe, effective), names.now, as_of)
