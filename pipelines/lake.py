@@ -12,13 +12,16 @@ import polars as pl
 import polars.selectors as cs
 
 from tradenb.core.calendar import require_session
+from tradenb.core.clock import SystemClock
 from tradenb.core.db import connect, migrate
 from tradenb.core.errors import InputError, LakeError
 from tradenb.core.settings import Settings
 from tradenb.market.lake import Lake, last_recorded, open_lake
+from tradenb.market.quality import Limits, release, suite
 from tradenb.market.sources import require_symbols
 from tradenb.market.tables import spec_of
 from tradenb.market.universe import Liquidity, liquid, members, survivorship_warning
+from tradenb.market.upkeep import Compacted, Exported, Vacuumed, compact, export_parquet, export_qlib, vacuum
 from tradenb.market.versions import files_of, newest, only_writer
 from tradenb.trading import records
 from tradenb.trading.run import open_run
@@ -77,6 +80,12 @@ def newest_session(lake: Lake) -> date:
     return newest
 
 
+def newest_number(settings: Settings) -> int:
+    "The number of the newest vintage; 0 when none was ever recorded."
+    last = last_recorded(open_lake(settings).path("vintages"))
+    return last.number if last else 0
+
+
 def known_symbols(lake: Lake, text: str | None) -> list[str] | None:
     "Comma-separated symbols as a list, None for all; `InputError` for one that the lake has never seen."
     wanted = [name.strip() for name in (text or "").split(",") if name.strip()]
@@ -100,25 +109,55 @@ def set_aside(
 ) -> pl.DataFrame:  # symbol, date, check, close, volume, reason, found_at, released_by, released_at
     "Quarantined rows, newest first; those that wait, or with `everything` the released ones too."
     rows = lake.read("quarantine", start=since, symbols=symbols)
-    if check is not None and check not in (known := rows["check"].unique().sort().to_list()):
-        raise InputError(
-            f"no row was quarantined by the check {check!r}: checks that caught something are {', '.join(known)}"
-        )
+    checks = suite(Limits())["check"].unique(maintain_order=True).to_list()
+    if check is not None and check not in checks:
+        raise InputError(f"the gate has no check {check!r}: its checks are {', '.join(checks)}")
     wanted = [pl.col("check") == check] if check else []
     wanted += [] if everything else [pl.col("released_at").is_null()]
     columns = ["symbol", "date", "check", "close", "volume", "reason", "found_at"]
     columns += ["released_by", "released_at"] if everything else []
-    return rows.filter(wanted).select(columns).sort("date", "symbol", descending=[True, False])
+    return rows.filter(pl.lit(True), *wanted).select(columns).sort("date", "symbol", descending=[True, False])
 
 
 def let_go(settings: Settings, symbol: str, day: date, who: str, close: float | None) -> dict[str, Any]:
     "Release the quarantined row of a symbol and day; the row. Raises as `market.quality.release`."
-    from tradenb.core.clock import SystemClock
-    from tradenb.market.quality import release
-
-    lake = open_filled(settings).at(None)
+    lake = writable(settings)
     known_symbols(lake, symbol)
-    return release(lake, symbol, day, who, SystemClock().now(), close).row(0, named=True)
+    released = release(lake, symbol, day, who, SystemClock().now(), close, settings.lake.lock_timeout_s)
+    return released.row(0, named=True)
+
+
+def writable(settings: Settings) -> Lake:
+    "The lake to write to; `LakeError` when there is none yet."
+    open_filled(settings)
+    return open_lake(settings)
+
+
+def compact_now(settings: Settings) -> Compacted:
+    "Fewer files."
+    keep = settings.lake
+    return compact(writable(settings), SystemClock().now(), keep.compact_after, keep.lock_timeout_s)
+
+
+def vacuum_now(settings: Settings, dry_run: bool) -> Vacuumed:
+    "No leftovers."
+    return vacuum(writable(settings), dry_run, settings.lake.lock_timeout_s)
+
+
+def copy_for_qlib(
+    settings: Settings, folder: Path, as_of: date | None, since: date | None, symbols: str | None
+) -> Exported:
+    "Bars in Qlib's format."
+    lake = lake_as(settings, None, as_of, None)
+    return export_qlib(lake, folder, since, None, known_symbols(lake, symbols))
+
+
+def copy_as_parquet(settings: Settings, folder: Path, tables: str, by_year: bool, as_of: date | None) -> Exported:
+    "Tables as plain Parquet."
+    lake, names = lake_as(settings, None, as_of, None), [name.strip() for name in tables.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in lake.vintage()]:
+        raise InputError(f"the lake has no table {unknown[0]}: it has {', '.join(lake.vintage())}")
+    return export_parquet(lake, folder, names, by_year)
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,85 @@ def test_the_status_names_who_is_writing(tell: Tell, lake: Lake) -> None:
         assert any("process" in line for line in tell("lake", "status")[2] if line.startswith("written by"))
 
 
+def test_upkeep_says_what_it_did_and_leaves_every_vintage_as_it_was(tell: Tell, own: Path) -> None:
+    lake = open_lake(load({"core.root": str(own)}, env={}))
+    before = [lake.at(number).read("bars") for number in (1, 3, 5)]
+    here = ("--set", f"core.root={own}")
+    assert "years of tables compacted" in tell("lake", "compact", *here, "--set", "lake.compact_after=2")[1]
+    assert "files would be removed" in tell("lake", "vacuum", "--dry-run", *here)[1]
+    assert "files removed" in tell("lake", "vacuum", *here)[1]
+    assert all(lake.at(number).read("bars").equals(rows) for number, rows in zip((1, 3, 5), before, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["qlib", "parquet"])
+def test_an_export_goes_to_a_new_folder(tell: Tell, lake: Lake, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "copy"
+    code, out, _ = tell("lake", "export", kind, str(folder), "--as-of", str(SPLIT_DAY))
+    known = lake.known(SPLIT_DAY).read("bars")
+    assert code == 0 and f"{len(known):,} rows" in out and str(folder) in out
+    if kind == "parquet":
+        assert pl.read_parquet(folder / "bars.parquet").equals(known)
+    else:
+        assert len(list((folder / "features").iterdir())) == known["symbol"].n_unique()
+    code, _, err = tell("lake", "export", kind, str(folder))
+    assert code == 2 and "there already" in err[-1]
+
+
+# The quarantine
+
+
+def test_what_waits_is_listed_newest_first_and_can_be_narrowed(tell: Tell, lake: Lake) -> None:
+    waiting = rows(tell("quarantine", "list")[1])
+    assert len(waiting) == len(lake.read("quarantine"))
+    assert [row["date"] for row in waiting] == sorted((row["date"] for row in waiting), reverse=True)
+    moves = rows(tell("quarantine", "list", "--check", "move", "--since", "2019-01-01")[1])
+    assert {row["check"] for row in moves} == {"move"} and min(row["date"] for row in moves) >= "2019-01-01"
+    assert all("peers" in row["reason"] for row in moves)
+    assert rows(tell("quarantine", "list", "--check", "gap")[1]) == []
+
+
+def test_a_row_let_go_by_name_is_taken_in_by_the_next_etl(tell: Tell, own: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TRADENB_CORE__ROOT", str(own))
+    row = next(row for row in rows(tell("quarantine", "list", "--check", "move")[1]) if row["date"] == str(LAST))
+    symbol, close = row["symbol"], float(row["close"])
+    code, out, _ = tell("quarantine", "release", symbol, str(LAST), "--who", "ada")
+    assert code == 0 and f"{close:g}" in out and "ada" in out
+    assert rows(tell("lake", "vintages")[1])[0]["source"] == "released by ada"
+    released = rows(tell("quarantine", "list", "--all", "--symbols", symbol)[1])
+    assert [row["released_by"] for row in released if row["date"] == str(LAST)] == ["ada"]
+    query = f"select close from bars where symbol = '{symbol}' and date = '{LAST}'"
+    assert rows(tell("sql", query)[1]) == []
+    code, out, err = tell("etl", "--date", str(LAST))
+    assert (code, rows(tell("sql", query)[1])) == (0, [{"close": str(close)}])
+    assert f"lake up to {LAST}" in out and any("judging" in line or "gate" in line for line in err)
+
+
+def test_a_row_that_does_not_wait_cannot_be_let_go(tell: Tell, own: Path) -> None:
+    here = ("--who", "ada", "--set", f"core.root={own}")
+    for symbol, day, code, says in (
+        (SPLITS, str(LAST), 3, "none waits"),
+        ("NOSUCH", str(LAST), 3, "NOSUCH"),
+        (SPLITS, "soon", 3, "write it as"),
+    ):
+        ended, _, err = tell("quarantine", "release", symbol, day, *here)
+        assert (ended, len(err)) == (code, 1) and says in err[0]
+    assert tell("quarantine", "release", SPLITS, str(LAST))[0] == 3
+
+
+# Taking in again
+
+
+def test_an_etl_again_says_that_nothing_changed_and_since_asks_for_more(tell: Tell, own: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TRADENB_CORE__ROOT", str(own))
+    assert tell("etl", "--date", str(LAST))[0] == 0  # The vendor takes its corrections back
+    code, out, err = tell("etl", "--date", str(LAST))
+    assert code == 0 and "nothing changed" in out
+    few = next(line for line in err if "rows" in line)
+    many = next(line for line in tell("etl", "--date", str(LAST), "--since", "2019-06-03")[2] if "rows" in line)
+    count = lambda line: int("".join(c for c in line.split("rows")[0].split()[-1] if c.isdigit()))
+    assert count(many) > 5 * count(few)
+
+
 # The universe
 
 
@@ -212,6 +291,9 @@ def test_without_a_day_the_universe_is_that_of_the_newest_session(tell: Tell) ->
         (["lake", "nonsense"], 3, "nonsense"),
         (["lake", "revisions", "--since", "yesterday"], 3, "write it as"),
         (["lake", "revisions", "--symbols", "NOSUCH"], 3, "NOSUCH"),
+        (["lake", "export", "parquet", "copy", "--tables", "bars,prices"], 3, "prices"),
+        (["lake", "export", "csv", "copy"], 3, "csv"),
+        (["etl", "--since", "monday"], 3, "write it as"),
         (["quarantine", "list", "--symbols", "TOCO"], 3, "did you mean TUCO"),
         (["quarantine", "list", "--check", "beauty"], 3, "stuck"),
         (["universe", "2019-12-01"], 3, "Sunday"),
@@ -235,7 +317,8 @@ def test_a_group_without_a_command_shows_its_commands(tell: Tell, arguments: lis
 @pytest.mark.parametrize(
     "arguments",
     [["sql", "select 1"], ["sql", "--tables"], ["lake", "status"], ["lake", "vintages"], ["lake", "revisions"],
-     ["quarantine", "list"], ["universe"]],
+     ["lake", "compact"], ["lake", "vacuum"], ["lake", "export", "qlib", "copy"], ["lake", "export", "parquet", "copy"],
+     ["quarantine", "list"], ["quarantine", "release", "TUCO", "2019-12-30", "--who", "ada"], ["universe"]],
 )  # fmt: skip
 def test_without_a_lake_every_question_says_how_to_get_one(tell: Tell, tmp_path: Path, arguments: list[str]) -> None:
     nowhere = tmp_path / "nowhere"
