@@ -5,13 +5,16 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
+from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from tradenb.core.calendar import sessions
+from tradenb.core.calendar import next_session, sessions
+from tradenb.core.clock import SimulatedClock, new_york
 from tradenb.core.errors import ConfigError, SourceError
-from tradenb.core.settings import load
-from tradenb.market.lake import TABLES
+from tradenb.core.settings import Settings, load
+from tradenb.market.etl import EtlReport, run_etl
+from tradenb.market.lake import TABLES, open_lake
 from tradenb.market.sources import DemoSource, known_by
 from tradenb.market.tickers import identities
 from tradenb.market.universe import (
@@ -56,14 +59,14 @@ def written(folder: Path, *lines: str, head: str = "symbol,start,end,sector") ->
 # Members of a day
 
 
-@settings(deadline=None)
+@effort(deadline=None)
 @given(intervals, days)
 def test_members_are_those_with_an_interval_around_the_day(rows: list, day: date) -> None:
     inside = {s for s, start, n in rows if start <= day and (n is None or day <= start + timedelta(days=n))}
     assert members(universe(rows), day)["symbol"].to_list() == sorted(inside)
 
 
-@settings(deadline=None, max_examples=60)
+@effort(deadline=None, max_examples=60)
 @given(intervals, st.integers(0, 280).map(lambda n: sessions(START, date(2021, 3, 1))[n]))
 def test_joining_stays_changes_no_session_and_leaves_none_that_touch(rows: list, day: date) -> None:
     joined = join_stays(universe(rows))
@@ -75,7 +78,7 @@ def test_joining_stays_changes_no_session_and_leaves_none_that_touch(rows: list,
     )
 
 
-@settings(deadline=None, max_examples=60)
+@effort(deadline=None, max_examples=60)
 @given(intervals, days, days)
 def test_what_a_day_knew_of_itself_and_of_earlier_days_never_changes(rows: list, as_of: date, later: date) -> None:
     "Cutting at a day and asking for any day up to it is asking the whole list; what was to come adds nothing."
@@ -241,7 +244,7 @@ def test_a_delisting_ends_a_stay_that_the_list_still_has_open() -> None:
 # What is asked for and what is missing
 
 
-@settings(deadline=None, max_examples=60)
+@effort(deadline=None, max_examples=60)
 @given(intervals, days)
 def test_bars_are_wanted_of_everyone_who_was_a_member_since_however_long_gone(rows: list, since: date) -> None:
     window = {s for s, start, n in rows if n is None or start + timedelta(days=n) >= since}
@@ -287,7 +290,7 @@ def markets(draw: st.DrawFn) -> tuple[pl.DataFrame, pl.DataFrame]:
 filters = st.builds(Liquidity, st.sampled_from([0, 5, 20]), st.sampled_from([0, 10_000]), st.sampled_from([1, 4, 21]), st.sampled_from([0, 10]))  # fmt: skip
 
 
-@settings(deadline=None, max_examples=60)
+@effort(deadline=None, max_examples=60)
 @given(markets(), filters, st.sampled_from(SESSIONS))
 def test_all_days_at_once_are_what_each_day_says_by_itself(market, limits: Liquidity, day: date) -> None:
     bars, stays = market
@@ -297,7 +300,7 @@ def test_all_days_at_once_are_what_each_day_says_by_itself(market, limits: Liqui
     assert eligible(stays, bars, limits).filter(date=day)["symbol"].to_list() == morning["symbol"].to_list()
 
 
-@settings(deadline=None, max_examples=60)
+@effort(deadline=None, max_examples=60)
 @given(markets(), filters, st.sampled_from(SESSIONS))
 def test_the_future_changes_nothing(market, limits: Liquidity, day: date) -> None:
     bars, stays = market
@@ -308,7 +311,7 @@ def test_the_future_changes_nothing(market, limits: Liquidity, day: date) -> Non
     assert cut.equals(whole)
 
 
-@settings(deadline=None, max_examples=30)
+@effort(deadline=None, max_examples=30)
 @given(markets(), filters, st.sampled_from(SESSIONS))
 def test_a_few_bars_and_a_count_are_enough_for_a_day(market, limits: Liquidity, day: date) -> None:
     bars, _ = market
@@ -318,7 +321,7 @@ def test_a_few_bars_and_a_count_are_enough_for_a_day(market, limits: Liquidity, 
 
 
 @given(markets())
-@settings(deadline=None, max_examples=30)
+@effort(deadline=None, max_examples=30)
 def test_without_limits_every_members_bar_counts(market) -> None:
     bars, stays = market
     always = universe([(name, START, None) for name in "ABCDE"])
@@ -351,3 +354,45 @@ def test_a_list_of_survivors_says_so_and_a_real_history_is_silent() -> None:
     assert survivorship_warning(universe(rows)) is None
     said = str(survivorship_warning(universe([*rows, ("B", START, 40)], has_history=False)))
     assert "1 of 2 (50.0%) ended since 2020-01-01" in said and "'u'" in said
+
+
+# Through the ETL
+
+
+def test_the_etl_takes_in_whoever_was_a_member_and_knows_no_more_than_the_day(make_settings, tmp_path: Path) -> None:
+    source = DemoSource(symbols := 20, date(2022, 1, 3), years=1, bad_rows=0)
+    always, leaving, joining, coming = source.universe(date(2022, 1, 3))["symbol"].head(4)
+    file = written(
+        tmp_path,
+        f"{always},2022-01-03,,IT",
+        f"{leaving},2022-01-03,2022-08-31,IT",
+        f"{joining},2022-09-12,,Media",
+        f"{coming},2022-12-01,,Media",
+        "GONE,2020-01-02,2022-03-31,IT",
+    )
+    chosen = {"demo.symbols": symbols, "demo.start": "2022-01-03", "demo.years": 1, "demo.bad_rows": 0}
+    with_file = make_settings(**chosen, **{"universe.membership": str(file), "universe.name": "index"})
+    lake = open_lake(with_file)
+
+    def taken_in(settings: Settings, as_of: date) -> tuple[EtlReport, set[str], pl.DataFrame]:
+        report = run_etl(settings, source, lake, as_of, SimulatedClock(new_york(next_session(as_of), 9)))
+        return report, set(lake.read("bars")["symbol"]), lake.read("universe").drop("year", strict=False)
+
+    summer, bars, known = taken_in(with_file, date(2022, 6, 30))
+    assert bars == {always, leaving} and set(known["symbol"]) == {always, leaving, "GONE"}
+    assert known.filter(symbol=leaving)["end"].to_list() == [None]
+    assert any("1 of the 3 members of 'index' since 2022-01-03 have no bars: GONE." in said for said in summer.warnings)
+    assert not any("Survivorship" in said for said in summer.warnings)
+
+    autumn, bars, known = taken_in(with_file, date(2022, 10, 31))
+    assert bars == {always, leaving, joining} and coming not in known["symbol"]
+    rows = lake.read("bars")
+    assert rows.filter(symbol=joining)["date"].min() == date(2022, 1, 3), "who joins brings the past along"
+    assert rows.filter(symbol=leaving)["date"].max() == date(2022, 10, 31), "who left goes on being followed"
+    allowed = eligible(known, rows, Liquidity())
+    assert allowed.filter(symbol=joining)["date"].min() == date(2022, 9, 12)
+    assert allowed.filter(symbol=leaving)["date"].max() == date(2022, 8, 31)
+
+    _, bars, known = taken_in(make_settings(**chosen), date(2022, 11, 1))
+    assert set(known["universe"]) == {"demo"} and len(bars) > 15, "the list of before has no say any more"
+    assert lake.at(autumn.vintage).read("universe")["universe"].unique().to_list() == ["index"]
