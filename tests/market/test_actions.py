@@ -359,3 +359,10 @@ def test_a_value_that_was_learnt_late_is_in_no_earlier_table(convention):
     paid, handed_out = {"prev_close": (0.99, 0.59), "ex_close": (60 / 61, 60 / 101)}[convention]
     assert seen == pytest.approx([paid, paid, handed_out, handed_out])
     assert cumulative(placed, convention)["total_return_factor"].item() == seen[-1]
+
+
+def test_a_spin_off_that_one_vendor_values_and_another_does_not_counts_once():
+    ex = START + timedelta(days=2)
+    told = actions_of([(ex, "spin_off", 0.5, 0.0, "NOVA"), (ex, "spin_off", 0.5, 21.0, "NOVA")])
+    bars = pl.concat([bars_of({START: 100.0, ex: 80.0}), bars_of({ex: 40.0}, "NOVA")])
+    assert place_events(told, bars)["cash"].to_list() == [21.0]

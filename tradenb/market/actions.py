@@ -112,13 +112,10 @@ def _sorted(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _effective(actions: pl.DataFrame) -> pl.DataFrame:
-    "Events that act on prices, one row per symbol and ex-date: ratio S, cash and late value per share after S."
-    share, cash, late = (
-        pl.col("kind").is_in(SHARE_KINDS),
-        pl.col("kind").is_in(CASH_KINDS),
-        pl.col("valued_on").is_not_null(),
-    )
-    rows = combine(_with(actions, valued_on=pl.Date)).filter(share | cash)
+    "Of combined events those that act on prices, one row per symbol and ex-date: ratio S, cash and late value per share after S."
+    share, cash = pl.col("kind").is_in(SHARE_KINDS), pl.col("kind").is_in(CASH_KINDS)
+    late = pl.col("valued_on").is_not_null()
+    rows = _with(actions, valued_on=pl.Date).filter(share | cash)
     rows = rows.select(
         "symbol",
         "ex_date",
@@ -127,27 +124,8 @@ def _effective(actions: pl.DataFrame) -> pl.DataFrame:
         pl.when(cash & late).then("cash").otherwise(0.0).alias("spun"),
         pl.col("valued_on").alias("spun_on"),
     )
-    cash, spun, spun_on = pl.col("cash").sum(), pl.col("spun").sum(), pl.col("spun_on").max()
-    return _fold(rows, ["symbol", "ex_date"], pl.col("ratio").product(), cash, spun, spun_on)
-
-# %% ../../nbs/market/02_actions.ipynb #81c759b4
-def _find(
-    rows: pl.DataFrame,  # symbol and `day`
-    day: str,
-    bars: pl.DataFrame,  # symbol, date; sorted
-) -> (
-    pl.DataFrame
-):  # The rows whose symbol has bars, with `at`: the bar on or after their day; `start`, `stop`: the symbol's bars
-    "Look up days in a table of bars, by bisection."
-    runs = bars["symbol"].rle().struct.unnest().with_row_index("code")
-    stop = pl.col("len").cum_sum().cast(pl.Int64)
-    runs = runs.select(
-        "code", pl.col("value").alias("symbol"), (stop - pl.col("len")).alias("start"), stop.alias("stop")
-    )
-    found = rows.join(runs, on="symbol", maintain_order="left")
-    keys = bars["symbol"].rle_id().cast(pl.Int64) * 2**32 + bars["date"].to_physical().cast(pl.Int64)
-    asked = found["code"].cast(pl.Int64) * 2**32 + found[day].to_physical().cast(pl.Int64)
-    return found.with_columns(keys.search_sorted(asked, side="left").cast(pl.Int64).alias("at")).drop("code")
+    sums = pl.col("cash").sum(), pl.col("spun").sum(), pl.col("spun_on").max()
+    return _fold(rows, ["symbol", "ex_date"], pl.col("ratio").product(), *sums)
 
 # %% ../../nbs/market/02_actions.ipynb #c574de5b
 VALUED_WITHIN = timedelta(days=14)  # Ten sessions
@@ -156,7 +134,7 @@ VALUED_WITHIN = timedelta(days=14)  # Ten sessions
 def value_spin_offs(
     actions: pl.DataFrame,  # corporate_actions
     closes: pl.DataFrame,  # symbol, date, close; raw, of the companies spun off
-) -> pl.DataFrame:  # The same rows; spin-offs without cash have it where there is a close, with the day in `valued_on` if after the ex-date
+) -> pl.DataFrame:  # The same rows, sorted; spin-offs without cash have it where there is a close, with the day in `valued_on` if after the ex-date
     "Give a spin-off that names its target and no value the value of the shares handed out: ratio × the target's first close."
     silent = pl.col("kind").eq("spin_off") & pl.col("cash").eq(0) & pl.col("target").is_not_null()
     rows = _with(actions, target=pl.String, valued_on=pl.Date)
@@ -177,10 +155,30 @@ def value_spin_offs(
     )
     now = silent & pl.col("first_day").is_not_null()
     late = now & (pl.col("first_day") > pl.col("ex_date"))
-    return seen.with_columns(
+    valued = seen.with_columns(
         pl.when(now).then(pl.col("ratio") * pl.col("first_close")).otherwise("cash").alias("cash"),
         pl.when(late).then("first_day").otherwise("valued_on").alias("valued_on"),
-    ).select(rows.columns)
+    )
+    return valued.select(rows.columns).sort("symbol", "ex_date", "kind", "target")
+
+# %% ../../nbs/market/02_actions.ipynb #81c759b4
+def _find(
+    rows: pl.DataFrame,  # symbol and `day`
+    day: str,
+    bars: pl.DataFrame,  # symbol, date; sorted
+) -> (
+    pl.DataFrame
+):  # The rows whose symbol has bars, with `at`: the bar on or after their day; `start`, `stop`: the symbol's bars
+    "Look up days in a table of bars, by bisection."
+    runs = bars["symbol"].rle().struct.unnest().with_row_index("code")
+    stop = pl.col("len").cum_sum().cast(pl.Int64)
+    runs = runs.select(
+        "code", pl.col("value").alias("symbol"), (stop - pl.col("len")).alias("start"), stop.alias("stop")
+    )
+    found = rows.join(runs, on="symbol", maintain_order="left")
+    keys = bars["symbol"].rle_id().cast(pl.Int64) * 2**32 + bars["date"].to_physical().cast(pl.Int64)
+    asked = found["code"].cast(pl.Int64) * 2**32 + found[day].to_physical().cast(pl.Int64)
+    return found.with_columns(keys.search_sorted(asked, side="left").cast(pl.Int64).alias("at")).drop("code")
 
 # %% ../../nbs/market/02_actions.ipynb #c0b8f1b8
 def place_events(
@@ -192,7 +190,7 @@ def place_events(
 
 
 def _place(actions: pl.DataFrame, closes: pl.DataFrame) -> pl.DataFrame:
-    events = _find(_effective(value_spin_offs(actions, closes)), "ex_date", closes)
+    events = _find(_effective(value_spin_offs(combine(actions), closes)), "ex_date", closes)
     events = events.filter(pl.col("at") > pl.col("start"))
     before = events["at"] - 1
     after = events.select(pl.when(pl.col("at") < pl.col("stop")).then("at")).to_series()
