@@ -11,7 +11,7 @@ import codecs
 import csv
 import gzip
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -185,54 +185,62 @@ NULLS = ["", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "-"]
 GROUPED = r"^-?\d{1,3}(,\d{3})+$"
 
 
-def _said(values: pl.Series, target: pl.DataType) -> pl.Series:
-    "Text without the words that mean nothing, NaN as null."
-    if values.dtype.is_float():
-        return values.fill_nan(None)
-    if values.dtype != pl.String or (target == pl.String and not _untidy(values)):
-        return values
-    values = values.str.strip_chars()
-    return values.set(values.is_in([""] if target == pl.String else NULLS), None)
+def _said(name: str, have: pl.DataType, target: pl.DataType) -> pl.Expr:
+    "A column without the words that mean nothing, NaN as null."
+    if have.is_float():
+        return pl.col(name).fill_nan(None)
+    if have != pl.String:
+        return pl.col(name)
+    text = pl.col(name).str.strip_chars()
+    return pl.when(~text.is_in([""] if target == pl.String else NULLS)).then(text).alias(name)
 
 
-def _untidy(values: pl.Series) -> bool:
-    "Has any text blanks around it, or nothing in it? Asked of the distinct ones, since symbols repeat."
-    texts = values.unique().drop_nulls()
-    return bool(((texts.str.strip_chars() != texts) | (texts == "")).any())
-
-
-def _as_date(values: pl.Series, date_format: str) -> pl.Series:
-    if values.dtype.is_integer():
-        values = values.cast(pl.String)
-    if isinstance(values.dtype, pl.Datetime):
+def _as_date(name: str, have: pl.DataType, date_format: str) -> pl.Expr:
+    values = pl.col(name)
+    if isinstance(have, pl.Datetime):
         return values.dt.date()
-    if values.dtype != pl.String:
+    if have != pl.String and not have.is_integer():
         return values.cast(pl.Date, strict=False)
+    values = values.cast(pl.String)
     if date_format:
         return values.str.to_date(date_format, strict=False)
-    time_after = values.str.slice(10, 1).is_in(["", "T", " "])
-    return values.str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False).set(~time_after, None)
+    day, after = values.str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False), values.str.slice(10, 1)
+    return pl.when(after.is_in(["", "T", " "])).then(day).alias(name)
 
 
-def _as_number(values: pl.Series, target: pl.DataType) -> pl.Series:
-    if values.dtype == target:
+def _as_number(name: str, have: pl.DataType, target: pl.DataType) -> pl.Expr:
+    values = pl.col(name)
+    if have == target:
         return values
-    if values.dtype == pl.String and target == pl.Int64 and (grouped := values.str.contains(GROUPED)).any():
-        values = values.zip_with(~grouped.fill_null(False), values.str.replace_all(",", "", literal=True))
+    if have == pl.String and target == pl.Int64:
+        plain = values.str.replace_all(",", "", literal=True)
+        values = pl.when(values.str.contains(GROUPED)).then(plain).otherwise(values)
     number = values.cast(pl.Float64, strict=False)
-    return (number.round() if target == pl.Int64 else number).cast(target, strict=False)
+    return (number.round() if target == pl.Int64 else number).cast(target, strict=False).alias(name)
 
 
-def _cast(values: pl.Series, target: pl.DataType, date_format: str) -> pl.Series:
+def _cast(name: str, have: pl.DataType, target: pl.DataType, date_format: str) -> pl.Expr:
     "A column in its type, null where that fails."
-    if values.dtype.is_nested() or (values.dtype == pl.Boolean) != (target == pl.Boolean):
-        return pl.Series(values.name, [None] * len(values), dtype=target)
+    if have.is_nested() or (have == pl.Boolean) != (target == pl.Boolean):
+        return pl.lit(None, target).alias(name)
+    if target == pl.String:
+        return pl.col(name).cast(pl.String)
+    return _as_date(name, have, date_format) if target == pl.Date else _as_number(name, have, target)
+
+
+def _converted(said: pl.DataFrame, schema: Mapping[str, pl.DataType], date_format: str) -> pl.DataFrame:
+    casts = {name: _cast(name, said.schema[name], kind, date_format) for name, kind in schema.items()}
     try:
-        if target == pl.String:
-            return values.cast(pl.String)
-        return _as_date(values, date_format) if target == pl.Date else _as_number(values, target)
+        return said.select(casts.values())
+    except pl.exceptions.PolarsError:  # a type that cannot be cast at all, or a date format that is none
+        return said.select(_cast_alone(said, cast, name, schema[name]) for name, cast in casts.items())
+
+
+def _cast_alone(said: pl.DataFrame, cast: pl.Expr, name: str, kind: pl.DataType) -> pl.Series:
+    try:
+        return said.select(cast).to_series()
     except pl.exceptions.PolarsError:
-        return pl.Series(values.name, [None] * len(values), dtype=target)
+        return pl.Series(name, [None] * len(said), dtype=kind)
 
 # %% ../../nbs/market/04a_reading.ipynb #c244d63b
 KINDS = {pl.String: "a text", pl.Int64: "a whole number", pl.Float64: "a number", pl.Boolean: "true or false"}
@@ -241,17 +249,19 @@ KINDS = {pl.String: "a text", pl.Int64: "a whole number", pl.Float64: "a number"
 def typed(
     table: pl.DataFrame,  # As read; text from a CSV
     file: Path,  # Named in messages
-    schema: dict[str, pl.DataType],  # Wanted column → type; the columns must be there
+    schema: Mapping[str, pl.DataType],  # Wanted column → type; the columns must be there
     keys: Sequence[str],  # Columns that may not be null
     date_format: str = "",  # strftime; "": ISO 8601
     first_row: int | None = None,  # What the first row of the table is called; None: 2, after a header, or 1 in Parquet
 ) -> pl.DataFrame:
     "Columns in their types; `SourceError` names the first value that is not what its column holds."
-    said = {name: _said(table[name], kind) for name, kind in schema.items()}
-    out = pl.DataFrame({name: _cast(said[name], kind, date_format) for name, kind in schema.items()})
-    blank = pl.Series([False]) if not any(said[name].null_count() for name in keys) else _blank(said)
-    lost = {name: _lost(out[name], said[name], name in keys) & ~blank for name in schema}
-    rows = {name: int(bad.arg_max() or 0) for name, bad in lost.items() if bad.any()}
+    said = _tidy(table, schema)
+    out = _converted(said, schema, date_format)
+    lacking = any(said[name].null_count() for name in keys)
+    blank = said.select(pl.all_horizontal(pl.all().is_null())).to_series() if lacking else pl.Series([False])
+    rows = {
+        name: row for name in schema if (row := _first_lost(out[name], said[name], name in keys, blank)) is not None
+    }
     if rows:
         name, row = min(rows.items(), key=lambda item: item[1])
         at = row + ((1 if kind_of(file) == ".parquet" else 2) if first_row is None else first_row)
@@ -260,16 +270,27 @@ def typed(
     return out.filter(~blank) if blank.any() else out
 
 
-def _lost(out: pl.Series, said: pl.Series, key: bool) -> pl.Series:
-    "Values that did not survive the cast, or that had to be there."
-    if not key and out.null_count() == said.null_count():
-        return pl.Series([False])
-    return out.is_null() & (said.is_not_null() | key)
+def _tidy(table: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    "The wanted columns as `_said`; texts that stay texts only when they need it, since symbols repeat a million times."
+    texts = [n for n, kind in schema.items() if kind == pl.String and table.schema[n] == pl.String]
+    fine = {name for name in texts if not _untidy(table[name])}
+    return table.select(
+        pl.col(name) if name in fine else _said(name, table.schema[name], kind) for name, kind in schema.items()
+    )
 
 
-def _blank(said: dict[str, pl.Series]) -> pl.Series:
-    "Rows that hold nothing at all."
-    return pl.DataFrame(said).select(pl.all_horizontal(pl.all().is_null())).to_series()
+def _untidy(values: pl.Series) -> bool:
+    "Has any text blanks around it, or nothing in it?"
+    texts = values.unique().drop_nulls()
+    return bool(((texts.str.strip_chars() != texts) | (texts == "")).any())
+
+
+def _first_lost(out: pl.Series, said: pl.Series, key: bool, blank: pl.Series) -> int | None:
+    "The first row whose value did not survive the cast, or had to be there."
+    if out.null_count() == (0 if key else said.null_count()):
+        return None
+    lost = out.is_null() & (said.is_not_null() | key) & ~blank
+    return int(lost.arg_max() or 0) if lost.any() else None
 
 
 def _expected(kind: pl.DataType, date_format: str) -> str:
