@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tradenb.core.calendar import sessions
-from tradenb.core.errors import InputError, LakeError
+from tradenb.core.errors import DataError, InputError, LakeError
 from tradenb.market.actions import ACTION_SCHEMA, BAR_COLUMNS, adjust, place_events
 from tradenb.market.lake import Draft, Lake
 from tradenb.market.tables import TABLES
@@ -129,6 +129,20 @@ def test_an_ex_date_adds_a_row_and_rewrites_no_bar(tmp_path: Path) -> None:
     assert set(lake.open("bars").file_uris()) == files
     assert lake.vintage()["bars"] == before.vintage()["bars"]
     assert lake.read("bars", symbols=["A"])["adj_close"][0] < before.read("bars", symbols=["A"])["adj_close"][0]
+
+
+def test_what_could_not_be_read_is_not_recorded(tmp_path: Path) -> None:
+    lake, rows = Lake(tmp_path), market(set())
+    with writing(lake) as draft:
+        draft.merge("bars", rows)
+    before = lake.vintages()
+    paid = {"symbol": "A", "ex_date": WEEKS[-1], "kind": "dividend", "ratio": 1.0, "cash": 99.0}
+    with lake.writing() as draft:
+        draft.merge("adjustments", place_events(pl.DataFrame([paid], schema=ACTION_SCHEMA), rows))
+        with pytest.raises(DataError, match="A 2024-02-29: cash 99"):
+            draft.record(WEEKS[-1], "test", NOW)
+    assert lake.vintages().equals(before)
+    assert lake.read("bars").height == rows.height
 
 
 def test_a_correction_rewrites_only_files_that_hold_its_days(tmp_path: Path) -> None:

@@ -398,10 +398,11 @@ class Draft(Lake):
         at: datetime,  # Now, aware
         since: date | None = None,  # The first day that was asked for
     ) -> Vintage:
-        "Make everything written so far what readers see: one row in the book, or none when no table changed."
+        "Make everything written so far what readers see: one row in the book, or none when no table changed. What could not be read (a dividend above the price) is not recorded: `DataError`."
         now, last = effective(self), last_recorded(self.path("vintages"))
         if last is not None and now == last.vintage:
             return now
+        cumulative(self.events(), self.adjusting.convention, date.max)
         if as_of is None and last is None:
             raise LakeError("nothing was ever recorded in this lake: say up to which session it reaches (as_of)")
         number, as_of = (last.number + 1, as_of or last.as_of) if last else (1, as_of)
