@@ -15,7 +15,7 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 class Proxy:
-    "Real HTTP on both sides. `break_next('/bars', '503', 'reset')` breaks the next requests whose path ends so."
+    "Real HTTP on both sides. `break_next('/bars', '503', 'reset')` breaks the next requests whose path ends so; `repeat` says the page before again."
 
     def __init__(self, target: str, clock: Callable[[], float] = lambda: 0.0):
         self.target, self.clock = target, clock
@@ -56,11 +56,13 @@ class Proxy:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 at = urlsplit(self.path)
-                proxy.seen.append((proxy.clock(), at.path, {k: v[0] for k, v in parse_qs(at.query).items()}))
+                query = {k: v[0] for k, v in parse_qs(at.query).items()}
+                proxy.seen.append((proxy.clock(), at.path, query))
+                listing = str((at.path, sorted(query.items() - {("page_token", query.get("page_token", ""))})))
                 keys = {k: v for k, v in self.headers.items() if k.lower().startswith("apca")}
-                answer = proxy.last.get(at.path) if (fault := proxy.fault(at.path)) == "repeat" else None
+                answer = proxy.last.get(listing) if (fault := proxy.fault(at.path)) == "repeat" else None
                 answer = answer or proxy.fetch(at.path, at.query, keys)
-                proxy.last[at.path] = answer
+                proxy.last[listing] = answer
                 self.broken(fault, answer)
 
             def broken(self, fault: str | None, answer: Answer) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import polars as pl
 import pytest
+import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -361,6 +362,17 @@ def test_a_half_day_is_complete_at_one(tmp_path: Path):
         httpx.post(f"{url}/admin/clock", json={"to": new_york(LAST, 13).isoformat()}, headers=HEADERS)
         assert source.last_date == LAST
         assert set(source.newest(NAMES).values()) == {new_york(LAST, 13)}
+
+
+def test_a_holiday_that_only_the_broker_knows_is_believed_and_told(proxy: Proxy):
+    "Ours says that the exchange traded on the 20th; theirs does not, and closes the 19th at one."
+    days = [{"date": f"2018-11-{n}", "open": "09:30", "close": "13:00" if n == 19 else "16:00"} for n in (16, 19)]
+    proxy.break_next("/clock", 'answer:{"timestamp": "2018-11-20T18:00:00-05:00"}')
+    proxy.break_next("/calendar", f"answer:{json.dumps(days)}")
+    with structlog.testing.capture_logs() as told:
+        assert source_at(proxy.url).last_date == date(2018, 11, 19)
+    (line,) = [entry for entry in told if entry["event"] == "alpaca_calendar_differs"]
+    assert line["days"][-2:] == ["2018-11-19", "2018-11-20"] and "2018-11-16" not in line["days"]
 
 
 def test_the_universe_is_today_s_and_says_so(small: Callable[..., str]):

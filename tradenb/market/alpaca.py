@@ -28,7 +28,7 @@ import polars as pl
 import requests
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
-from ..core.calendar import next_session
+from ..core.calendar import next_session, session, sessions
 from ..core.clock import NEW_YORK, Stopwatch, new_york, sleep
 from ..core.errors import ConfigError, SourceError, one_line
 from ..core.logs import get_logger
@@ -500,11 +500,16 @@ def read_last_session(link: Link, now: datetime) -> date:
     from alpaca.trading.requests import GetCalendarRequest
 
     today = now.astimezone(NEW_YORK).date()
-    asked = GetCalendarRequest(start=today - timedelta(days=21), end=today)
+    first = today - timedelta(days=21)
+    asked = GetCalendarRequest(start=first, end=today)
     told = link.calls.read(partial(link.clients.trading.get_calendar, asked), "Alpaca's calendar")
     with reading("Alpaca's calendar"):
         days = ((date.fromisoformat(d["date"]), map(int, d["close"].split(":"))) for d in told)
-        return max(day for day, close in days if new_york(day, *close) <= now)
+        closes = {day: new_york(day, *close) for day, close in days}
+        ours = {day: session(day).close for day in sessions(first, today)}
+        if odd := sorted(day for day in closes.keys() | ours.keys() if closes.get(day) != ours.get(day)):
+            get_logger("alpaca").warning("alpaca_calendar_differs", days=[str(day) for day in odd])
+        return max(day for day, close in closes.items() if close <= now)
 
 
 def read_now(link: Link) -> datetime:
