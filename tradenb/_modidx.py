@@ -2321,6 +2321,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'tradenb/trading/pages/etl.py'),
                                            'tradenb.trading.pages.etl.session_returns': ( 'trading/pages/etl.html#session_returns',
                                                                                           'tradenb/trading/pages/etl.py'),
+                                           'tradenb.trading.pages.etl.spread_out': ( 'trading/pages/etl.html#spread_out',
+                                                                                     'tradenb/trading/pages/etl.py'),
                                            'tradenb.trading.pages.etl.terms_of': ( 'trading/pages/etl.html#terms_of',
                                                                                    'tradenb/trading/pages/etl.py'),
                                            'tradenb.trading.pages.etl.unbroken': ( 'trading/pages/etl.html#unbroken',

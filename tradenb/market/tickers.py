@@ -103,6 +103,7 @@ def _bars_of(actions: pl.DataFrame, seen: pl.DataFrame | None) -> dict[str, pl.D
         return {}
     named = [actions.filter(pl.col("kind").is_in(OTHER_KINDS))[name] for name in ("symbol", "target")]
     mine = seen.filter(pl.col("symbol").is_in(pl.concat(named).drop_nulls().unique().to_list()))
+    mine = mine.drop_nulls(["date", "close"])
     return {
         str(name): rows
         for (name,), rows in mine.select("symbol", "date", "close").partition_by("symbol", as_dict=True).items()
