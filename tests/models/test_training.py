@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import date
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -132,3 +133,29 @@ def test_a_model_is_due_when_it_is_old_or_missing():
     assert retrain_due(None, date(2024, 1, 3), 21)
     assert not retrain_due(date(2024, 1, 3), date(2024, 1, 3), 1)
     assert retrain_due(date(2024, 1, 2), date(2024, 1, 3), 1)
+
+
+def test_a_rule_that_bars_nobody_changes_no_bit(market, result):
+    everyone = train(market, ALPHA158, SMALL, eligible=np.ones(market.shape, bool))
+    assert everyone.predictions.equals(result.predictions)
+    assert everyone.model.model_to_string() == result.model.model_to_string()
+
+
+def test_a_name_that_could_never_be_held_is_as_if_it_were_not_there(market):
+    "Neither learnt from, nor ranked against, nor judged."
+    barred, others = market.symbols[:3], market.symbols[3:]
+    mask = np.isin(market.symbols, others)[:, None] & np.ones(market.shape, bool)
+    among, alone = train(market, ALPHA158, SMALL, eligible=mask), train(market.select(others), ALPHA158, SMALL)
+    assert not set(barred) & set(among.predictions["symbol"])
+    assert among.predictions.equals(alone.predictions) and among.metrics == alone.metrics
+    assert among.model.model_to_string() == alone.model.model_to_string()
+
+
+def test_the_last_day_in_the_index_is_judged_by_the_return_after_it(market, result):
+    left = result.folds[0].test.start + 5
+    mask = np.ones(market.shape, bool)
+    mask[0, left + 1 :] = False
+    rows = train(market, ALPHA158, SMALL, eligible=mask).predictions.filter(symbol=market.symbols[0])
+    whole = result.predictions.filter(symbol=market.symbols[0])
+    assert rows["date"].max() == market.dates[left].item()
+    assert rows["label"].to_list() == whole.filter(pl.col("date") <= rows["date"].max())["label"].to_list()
