@@ -1,4 +1,4 @@
-"A day of a lake's work, done in a process that can be killed: `lake_writer.py ROOT day N` dies after its Nth write, `ROOT hold` keeps the lake for ever."
+"A day of a lake's work, done in a process that can be killed: `lake_writer.py ROOT day N` dies after its Nth write, `ROOT compact N` likewise, `ROOT hold` keeps the lake for ever."
 
 import os
 import signal
@@ -11,6 +11,7 @@ import polars as pl
 from tradenb.market import versions
 from tradenb.market.actions import ACTION_SCHEMA, place_events
 from tradenb.market.lake import Lake
+from tradenb.market.upkeep import compact
 
 FIRST, SECOND, THIRD = date(2023, 12, 29), date(2024, 1, 2), date(2024, 1, 3)
 NOW = datetime(2024, 1, 9, tzinfo=UTC)
@@ -39,7 +40,7 @@ def work(lake: Lake, day: date, before: date) -> None:
 
 def die_after(writes: int) -> None:
     "Let the process be killed right after that many commits."
-    real, left = versions.commit, [writes]
+    real, left = versions.commit, [writes]  # what every write of the lake goes through
 
     def commit(*args: object, **how: object) -> None:
         real(*args, **how)  # type: ignore[arg-type]
@@ -58,4 +59,4 @@ if __name__ == "__main__":
             time.sleep(60)
     else:
         die_after(int(sys.argv[3]))
-        work(lake, THIRD, SECOND)
+        work(lake, THIRD, SECOND) if sys.argv[2] == "day" else compact(lake, NOW, 2)

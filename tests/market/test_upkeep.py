@@ -1,6 +1,8 @@
 "Upkeep makes a lake smaller and never another one; what is exported is what others read back."
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from datetime import UTC, date, datetime
@@ -20,6 +22,7 @@ from tradenb.market.lake import Lake
 from tradenb.market.tables import TABLES
 from tradenb.market.upkeep import compact, export_parquet, export_qlib, vacuum
 
+WRITER = Path(__file__).with_name("lake_writer.py")
 NOW = datetime(2024, 7, 1, 12, tzinfo=UTC)
 DAYS = sessions(date(2023, 12, 1), date(2024, 3, 15))
 PRICES = ("open", "high", "low", "close")
@@ -127,6 +130,28 @@ def test_a_vacuum_changes_no_vintage_and_a_day_after_it_records_none(lake: Lake)
         draft.merge("bars", bars(DAYS[:1], 10.0, ("CON",)).with_columns(pl.col(PRICES) + 1))
         draft.record(DAYS[39], "test", NOW)
     assert lake.vintages().equals(before)
+
+
+def test_a_compaction_killed_after_any_of_its_writes_changes_no_vintage_and_the_next_one_finishes(
+    tmp_path: Path,
+) -> None:
+    base = Lake(tmp_path / "base")
+    for day in range(5):
+        write(base, day, 0, 10.0, record=True)
+    write(base, 40, 0, 10.0, record=True)
+    was, code = {number: content(base.at(number)) for number in range(1, 7)}, -signal.SIGKILL
+    for writes in range(1, 10):
+        lake = Lake(tmp_path / f"killed{writes}")
+        shutil.copytree(str(base.root), str(lake.root))
+        code = subprocess.run(
+            [sys.executable, str(WRITER), str(lake.root), "compact", str(writes)], timeout=60
+        ).returncode
+        compact(lake, NOW, 2)
+        assert {number: content(lake.at(number)) for number in was} == was
+        assert content(lake) == was[6]
+        if code == 0:
+            break
+    assert (code, writes) == (0, 4)
 
 
 def test_deliveries_of_a_killed_writer_survive_a_vacuum(tmp_path: Path) -> None:

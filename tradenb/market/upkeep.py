@@ -126,7 +126,8 @@ def vacuum_table(draft: Draft, table: str, dry_run: bool) -> dict[str, Any]:  # 
     "Remove files of `table` that neither a recorded version nor the newest names."
     delta: Any = newest(draft.path(table))
     keep = recorded_versions(draft, table) if table in TABLES else []
-    how: dict[str, Any] = {"retention_hours": 0, "enforce_retention_duration": False, "full": True}
+    hours = 0 if table in TABLES else 1  # Someone may be reading the book as it was a moment ago
+    how: dict[str, Any] = {"retention_hours": hours, "enforce_retention_duration": False, "full": True}
     sizes = sizes_of(draft.path(table), delta.vacuum(dry_run=True, keep_versions=keep, **how))
     if sizes and not dry_run:
         delta.vacuum(dry_run=False, keep_versions=keep, **how)
