@@ -297,6 +297,18 @@ def test_a_universe_without_history_is_warned_of(etl: Callable[..., EtlReport], 
         assert any("Survivorship" in text for text in etl(Survivors(), lake, day).warnings)
 
 
+def test_what_a_refused_delivery_brought_is_judged_by_the_next_run(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    few, more = {"market.symbols": "S001,S002"}, {"market.symbols": "S001,S002,S003"}
+    etl(Vendor(), lake, DAYS[-3], **few)
+    broken = BARS.with_columns(pl.when(pl.col("date") == DAYS[-2]).then(-1).otherwise("volume").alias("volume"))
+    with pytest.raises(QualityError):
+        etl(Vendor(broken), lake, DAYS[-2], **more, **{"quality.few_rows": 0, "quality.max_bad_share": 0.0})
+    vendor = Vendor()
+    etl(vendor, lake, LAST, **more)
+    assert vendor.asked == [(shift(DAYS[-3], -9), LAST, 3)]
+    assert lake.read("bars", symbols=["S003"])["date"].to_list() == DAYS
+
+
 # Corrections older than the usual, and more history
 
 
@@ -490,6 +502,21 @@ def test_a_ticker_that_another_company_takes_over_keeps_the_two_apart(
     assert lake.read("bars", symbols=[gone])["date"].to_list() == DAYS[:-6]
     assert lake.read("bars", symbols=["S005"])["close"].to_list() == BARS.filter(symbol="S006")["close"].to_list()
     assert lake.read("bars", symbols=["S006"]).is_empty()
+
+
+def test_a_ticker_in_use_again_long_after_a_delisting_is_another_company(
+    etl: Callable[..., EtlReport], lake: Lake, tmp_path: Path
+) -> None:
+    quiet = pl.col("date").is_between(DAYS[20], DAYS[-6])
+    vendor = Vendor(BARS.filter((pl.col("symbol") != "S005") | ~quiet), event("S005", DAYS[20], "delisting"))
+    etl(vendor, lake, DAYS[-7])
+    assert lake.read("bars", symbols=["S005"])["date"].to_list() == DAYS[:20]
+    for day in DAYS[-5:]:
+        etl(vendor, lake, day)
+    etl(vendor, fresh := Lake(tmp_path / "fresh"), LAST)
+    assert lake.read("bars", symbols=["S005"])["date"].to_list() == DAYS[-5:]
+    assert lake.read("bars", symbols=[f"S005-{DAYS[20]:%Y%m}"])["date"].to_list() == DAYS[:20]
+    assert lake.read("bars").equals(fresh.read("bars"))
 
 
 def test_a_released_row_stays_released_under_the_new_name(etl: Callable[..., EtlReport], lake: Lake) -> None:

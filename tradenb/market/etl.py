@@ -98,7 +98,7 @@ def moved_rows(rows: pl.DataFrame, names: Names) -> pl.DataFrame:
 def waiting(draft: Draft, released: pl.DataFrame, good: pl.DataFrame) -> pl.DataFrame:
     "Released rows that are among no good bars yet."
     names = released["symbol"].unique().to_list()
-    there = draft.read("bars", symbols=names, columns=["symbol", "date"]) if draft.exists("bars") else released
+    there = draft.read("bars", symbols=names, columns=["symbol", "date"])
     late = released.unique(["symbol", "date"]).select(good.columns)
     return late.join(there, on=["symbol", "date"], how="anti").join(good, on=["symbol", "date"], how="anti")
 
