@@ -339,7 +339,7 @@ def test_a_delisted_share_ends_at_cash_stock_both_or_nothing():
 def test_a_delisting_for_stock_valued_twice_is_valued_once():
     ex = START + timedelta(days=3)
     actions = actions_of([(ex, "delisting", 0.5, 5.0, "NOVA"), (START, "dividend", 1.0, 0.1)])
-    closes = bars_of({ex: 80.0}, "NOVA")
+    closes = bars_of({ex - timedelta(days=1): 80.0, ex: 81.0}, "NOVA")
     once = value_delistings(actions, closes)
     assert once.filter(kind="delisting").select("ratio", "cash", "target").row(0) == (1.0, 45.0, None)
     assert value_delistings(once, closes).equals(once)

@@ -323,7 +323,7 @@ def value_delistings(
 ) -> (
     pl.DataFrame
 ):  # The same rows, sorted; delistings for stock as if for cash (ratio 1, no target) where the target has a close
-    "Turn a delisting that pays in shares into one that pays cash + ratio × the target's last close up to the ex-date."
+    "Turn a delisting that pays in shares into one that pays cash + ratio × the target's last close before the ex-date."
     swapped = pl.col("kind").eq("delisting") & pl.col("target").is_not_null()
     actions = _with(actions, target=pl.String)
     targets = actions.filter(swapped)["target"].unique().to_list()
@@ -336,6 +336,7 @@ def value_delistings(
         right_on="last_day",
         by="target",
         strategy="backward",
+        allow_exact_matches=False,
         coalesce=False,
         check_sortedness=False,
     )
