@@ -1,5 +1,6 @@
 "The registry keeps a model's whole story and lets only what fits the code trade."
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from tradenb.core.clock import SimulatedClock
 from tradenb.core.errors import InputError, ModelError, NoModelError
-from tradenb.models.registry import ModelCard, Registry, booster_file, history
+from tradenb.models.registry import ModelCard, Registry, booster_file, history, model_tags
 
 CARD = ModelCard(
     vintage={"bars": 4, "universe": 1}, settings_hash="0123456789abcdef", code_version="0.1.0", run_id="r1"
@@ -48,6 +49,12 @@ def test_a_version_tells_what_it_was_trained_on(registered, result):
         "0.1.0",
         "7",
     )
+
+
+def test_a_version_says_when_it_learnt_from_survivors(result):
+    said = "Survivorship: the symbols of 'files' have no membership history"
+    assert model_tags(result, replace(CARD, survivorship=said))["survivorship"] == said
+    assert "survivorship" not in model_tags(result, CARD)
 
 
 def test_the_run_holds_params_pictures_tables_and_a_child_per_fold(registered, result):

@@ -6,7 +6,7 @@
 __all__ = ['TOLERANCE', 'CAUSES', 'NOTHING_HELD', 'Facts', 'SAID', 'COLUMNS', 'verdict_of', 'previous_summary', 'opening',
            'sentences', 'figures', 'pnl_parts', 'pnl_waterfall', 'names_chart', 'ends_chart', 'equity_chart',
            'stage_fact', 'stages_block', 'day_stages', 'sessions_frame', 'recent_summaries', 'sessions_table',
-           'provenance']
+           'provenance', 'universe_text']
 
 # %% ../../../nbs/trading/pages/07_report.ipynb #74145c01
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +17,7 @@ from typing import Any
 
 import polars as pl
 
+from ...market.lake import Lake
 from .. import records
 from .common import STAGES, counted, sentence, simulated, status_name, subtitle, vintage_text
 from ..pnl import by_cause
@@ -34,7 +35,7 @@ from tradenb.trading.report import (
     tiles,
     waterfall,
 )
-from ..stages import DayReport
+from ..stages import DayReport, survivorship_of
 
 # %% ../../../nbs/trading/pages/07_report.ipynb #90e48995
 TOLERANCE = Decimal("0.05")  # USD of a day's P&L that no position has to explain
@@ -240,6 +241,7 @@ def provenance(day: DayReport) -> Block:
     known = {
         "Run": row.run_id,
         "Market data": "simulated market" if simulated(day.run) else day.run.settings.market.source,
+        "Universe": universe_text(day.run.lake.at(row.vintage or {})),
         "Model version": str(row.model_version or "–"),
         "Table versions": vintage_text(row.vintage or {}),
         "Settings": row.settings_hash,
@@ -248,3 +250,10 @@ def provenance(day: DayReport) -> Block:
         "Trace": row.trace_id,
     }
     return facts(known, "Provenance")
+
+
+def universe_text(view: Lake) -> str:
+    "Does the universe know who left it?"
+    if not view.exists("universe"):
+        return "–"
+    return survivorship_of(view) or "with its history: those who left are on it"
