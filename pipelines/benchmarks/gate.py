@@ -21,7 +21,7 @@ from . import Result, missing, real_data
 
 FILES = ("sp_raw_adj_1998_2014", "sp500_daily_2013_2018", "lean_daily_raw")
 CASES, AROUND, ROUNDS = 20, 3, 5
-MARKET = {"symbols": 500, "start": date(2018, 1, 2), "end": date(2021, 12, 31), "bad_rows": 100}
+SYMBOLS, START, END, BAD_ROWS = 500, date(2018, 1, 2), date(2021, 12, 31), 100  # simulated
 SEEDS = (1, 2, 3, 4)
 
 
@@ -47,7 +47,12 @@ def delivery(name: str) -> Delivery:
     if "split_ratio" in bars.columns:
         splits = bars.filter(pl.col("split_ratio") != 1)
         none = {name: pl.lit(None, ACTION_SCHEMA[name]) for name in ("declared_at", "target")}
-        event = {"kind": pl.lit("split"), "ratio": "split_ratio", "cash": pl.lit(0.0), "source": pl.lit("files")}
+        event = {
+            "kind": pl.lit("split"),
+            "ratio": pl.col("split_ratio"),
+            "cash": pl.lit(0.0),
+            "source": pl.lit("files"),
+        }
         actions = splits.select("symbol", ex_date="date", **event, **none).select(list(ACTION_SCHEMA))
     if name == "lean_daily_raw":
         actions = from_lean_factors(pl.read_parquet(real_data() / "lean_factor_files.parquet"))
@@ -124,8 +129,8 @@ def on_known_truth() -> list[Result]:
     "Planted bad rows found, and good rows quarantined, over several simulated markets."
     rows = planted = hit = wrong = 0
     for seed in SEEDS:
-        market = simulate(seed=seed, **MARKET)  # type: ignore[arg-type]
-        result = run_gate(market.delivered, MARKET["end"], market.actions, Limits())  # type: ignore[arg-type]
+        market = simulate(SYMBOLS, START, END, seed, bad_rows=BAD_ROWS)
+        result = run_gate(market.delivered, END, market.actions, Limits())
         key = ["symbol", "date", "check"]
         caught = pl.concat([part.select(key) for part in (result.quarantined, result.reported)]).unique()
         rows, planted = rows + result.rows, planted + len(market.planted)

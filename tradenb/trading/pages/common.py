@@ -99,7 +99,8 @@ def subtitle(run: Run) -> str:
 # %% ../../../nbs/trading/pages/01_common.ipynb #0cf28959
 TABLES = {
     "raw_bars": "Rows as delivered",
-    "bars": "Good bars, adjusted",
+    "bars": "Good bars",
+    "adjustments": "Effects of corporate actions",
     "quarantine": "Quarantined rows",
     "corporate_actions": "Corporate actions",
     "universe": "Members of the universe",
