@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UPKEEP', 'QLIB_FIELDS', 'RESERVED', 'Compacted', 'crowded', 'compact_year', 'compact_table', 'count', 'compact',
-           'compact_book', 'Vacuumed', 'recorded_versions', 'vacuum_table', 'sizes_of', 'vacuum', 'Exported',
+           'compact_book', 'Vacuumed', 'recorded_versions', 'sizes_of', 'vacuum_table', 'vacuum', 'Exported',
            'qlib_fields', 'qlib_folder', 'write_symbol', 'write_instruments', 'NewFolder', 'note_vintage',
            'export_qlib', 'write_calendar', 'write_memberships', 'write_features', 'export_parquet', 'write_parquet']
 
@@ -102,7 +102,7 @@ def compact_book(draft: Draft, more_than: int) -> None:
         rows = pl.scan_delta(book).sort("number").collect()
         commit(draft.path("vintages"), rows, mode="overwrite")
 
-# %% ../../nbs/market/09_upkeep.ipynb #23f3bbb7
+# %% ../../nbs/market/09_upkeep.ipynb #921e43ea
 @dataclass(frozen=True)
 class Vacuumed:
     "What a vacuum removed, or would remove."
@@ -122,6 +122,14 @@ def recorded_versions(lake: Lake, table: str) -> list[int]:
     return sorted({version for version in named if version is not None})
 
 
+def sizes_of(path: str, names: Sequence[str]) -> list[int]:
+    "Bytes of those files that are still there (0 on object storage, where nobody looks)."
+    if "://" in path:
+        return [0] * len(names)
+    files = [Path(path) / unquote(name) for name in names]
+    return [file.stat().st_size for file in files if file.is_file()]
+
+# %% ../../nbs/market/09_upkeep.ipynb #23f3bbb7
 def vacuum_table(draft: Draft, table: str, dry_run: bool) -> dict[str, Any]:  # table, files, bytes
     "Remove files of `table` that neither a recorded version nor the newest names."
     delta: Any = newest(draft.path(table))
@@ -132,14 +140,6 @@ def vacuum_table(draft: Draft, table: str, dry_run: bool) -> dict[str, Any]:  # 
     if sizes and not dry_run:
         delta.vacuum(dry_run=False, keep_versions=keep, **how)
     return {"table": table, "files": len(sizes), "bytes": sum(sizes)}
-
-
-def sizes_of(path: str, names: Sequence[str]) -> list[int]:
-    "Bytes of those files that are still there (0 on object storage, where nobody looks)."
-    if "://" in path:
-        return [0] * len(names)
-    files = [Path(path) / unquote(name) for name in names]
-    return [file.stat().st_size for file in files if file.is_file()]
 
 
 def vacuum(
@@ -155,7 +155,7 @@ def vacuum(
             told.append(vacuum_table(draft, table, dry_run))
     return Vacuumed(pl.DataFrame(told), dry_run)
 
-# %% ../../nbs/market/09_upkeep.ipynb #921e43ea
+# %% ../../nbs/market/09_upkeep.ipynb #f178e359
 QLIB_FIELDS = ("open", "high", "low", "close", "volume", "vwap", "factor", "change")
 RESERVED = {"con", "prn", "aux", "nul", *(f"{name}{i}" for name in ("com", "lpt") for i in range(10))}
 
@@ -172,7 +172,7 @@ class Exported:
     def __repr__(self) -> str:
         return f"{self.rows:,} rows in {self.files:,} files ({self.bytes / 1e6:.1f} MB) below {self.folder}"
 
-
+# %% ../../nbs/market/09_upkeep.ipynb #93ff4561
 def qlib_fields(bars: pl.DataFrame) -> pl.DataFrame:  # symbol, date, QLIB_FIELDS as 32-bit floats
     "Bars under Qlib's names."
     adjusted = [pl.col(f"adj_{name}").alias(name) for name in QLIB_FIELDS[:6]]
