@@ -418,6 +418,13 @@ def test_a_spin_off_without_a_value_takes_the_first_close_of_what_was_spun_off(
 # Companies that change their name, and tickers that change their company
 
 
+def test_two_companies_spun_off_on_one_day_are_two_events(etl: Callable[..., EtlReport], lake: Lake) -> None:
+    told = [event("S003", DAYS[60], "spin_off", target, 0.5, 2.0) for target in ("S004", "S005")]
+    etl(Vendor(events=pl.concat(told)), lake, LAST)
+    assert lake.read("corporate_actions")["target"].to_list() == ["S004", "S005"]
+    assert lake.read("adjustments")["cash"].to_list() == [4.0]
+
+
 def called(rows: pl.DataFrame, old: str, new: str, since: date) -> pl.DataFrame:
     "Rows of `old` under the ticker `new` from `since` on."
     return rows.with_columns(

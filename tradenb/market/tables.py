@@ -34,7 +34,7 @@ class TableSpec:
 # %% ../../nbs/market/07_tables.ipynb #b74f503e
 TABLES: dict[str, TableSpec] = {
     "raw_bars": TableSpec(_DELIVERED, (), "date"),
-    "corporate_actions": TableSpec(dict(ACTION_SCHEMA), ("symbol", "ex_date", "kind"), "ex_date"),
+    "corporate_actions": TableSpec(dict(ACTION_SCHEMA), ("symbol", "ex_date", "kind", "target"), "ex_date"),
     "bars": TableSpec(_BAR, ("symbol", "date"), "date"),
     "adjustments": TableSpec(dict(EVENT_SCHEMA), ("symbol", "ex_date"), "ex_date"),
     "quarantine": TableSpec(
