@@ -295,7 +295,7 @@ def _first_lost(out: pl.Series, said: pl.Series, key: bool, blank: pl.Series) ->
 
 def _expected(kind: pl.DataType, date_format: str) -> str:
     if kind == pl.Date:
-        return f"a date ({date_format or 'YYYY-MM-DD'}; files.date_format says how dates are written)"
+        return f"a date ({date_format or 'YYYY-MM-DD'}; date_format in the settings says how dates are written)"
     return KINDS.get(kind.base_type(), str(kind))
 
 # %% ../../nbs/market/04a_reading.ipynb #89855d9f
