@@ -1,0 +1,54 @@
+"The exploring notebook runs on a lake of anybody's, with little in it as with much."
+
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+import pytest
+from execnb.shell import CaptureShell
+from fastcore.nbio import read_nb
+
+from tradenb.core.clock import SimulatedClock, new_york
+from tradenb.core.settings import load
+from tradenb.market.catalog import open_source
+from tradenb.market.etl import run_etl
+from tradenb.market.lake import open_lake
+from tradenb.market.sources import DemoSource
+
+PROJECT = Path(__file__).resolve().parents[1]
+BOOK = PROJECT / "nbs" / "explore" / "01_market_data.ipynb"
+START, END = date(2020, 1, 2), date(2020, 12, 31)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    "A data root with clean bars and a few dividends from files: no split, no sector, no correction, nothing in quarantine."
+    demo = DemoSource(count=8, start=START, years=1, bad_rows=0)
+    demo.truth(START, END).write_parquet(tmp_path / "bars.parquet")
+    demo.actions(START, END).filter(pl.col("kind") == "dividend").write_parquet(tmp_path / "actions.parquet")
+    files = {"files.bars": str(tmp_path / "bars.parquet"), "files.actions": str(tmp_path / "actions.parquet")}
+    settings = load({"core.root": str(tmp_path / "data"), "market.source": "files"} | files, env={})
+    run_etl(settings, open_source(settings), open_lake(settings), END, SimulatedClock(new_york(date(2021, 1, 4), 9)))
+    return settings.root
+
+
+def run_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> CaptureShell:
+    monkeypatch.setenv("TRADENB_CORE__ROOT", str(root))
+    monkeypatch.chdir(BOOK.parent)
+    shell = CaptureShell(BOOK)
+    shell.run_all(read_nb(BOOK), exc_stop=True)
+    return shell
+
+
+def test_it_opens_the_users_lake_even_where_little_has_happened(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(file.relative_to(plain) for file in plain.rglob("*"))
+    shell = run_on(plain, monkeypatch)
+    assert shell.user_ns["settings"].root == plain
+    assert sorted(file.relative_to(plain) for file in plain.rglob("*")) == before
+
+
+def test_where_there_is_no_lake_it_builds_one_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = run_on(tmp_path / "nothing", monkeypatch)
+    assert shell.user_ns["settings"].root != tmp_path / "nothing"
+    assert shell.user_ns["name"] == "TUCO"
+    assert not (tmp_path / "nothing").exists()
