@@ -1436,6 +1436,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'tradenb.market.lake': { 'tradenb.market.lake.Adjusting': ('market/lake.html#adjusting', 'tradenb/market/lake.py'),
                                      'tradenb.market.lake.Draft': ('market/lake.html#draft', 'tradenb/market/lake.py'),
                                      'tradenb.market.lake.Draft.append': ('market/lake.html#draft.append', 'tradenb/market/lake.py'),
+                                     'tradenb.market.lake.Draft.current': ('market/lake.html#draft.current', 'tradenb/market/lake.py'),
                                      'tradenb.market.lake.Draft.latest': ('market/lake.html#draft.latest', 'tradenb/market/lake.py'),
                                      'tradenb.market.lake.Draft.merge': ('market/lake.html#draft.merge', 'tradenb/market/lake.py'),
                                      'tradenb.market.lake.Draft.open': ('market/lake.html#draft.open', 'tradenb/market/lake.py'),
