@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 
-from tradenb.core.calendar import next_session
+from tradenb.core.calendar import is_session, next_session
 from tradenb.core.clock import SimulatedClock, Stopwatch, new_york
 from tradenb.core.settings import Settings, load
 from tradenb.market.actions import ACTION_SCHEMA
@@ -32,17 +32,17 @@ DELIVERED = ["symbol", "date", "open", "high", "low", "close", "volume"]
 class Evenings:
     "A source that says on each day what the vendor said on that day, and nothing else."
 
-    rows: pl.DataFrame  # symbol, date, asof, open, high, low, close, volume
+    rows: pl.DataFrame  # symbol, date, evening, open, high, low, close, volume
     name: str = "bitemporal"
 
     @cached_property
     def by_day(self) -> Mapping[date, pl.DataFrame]:
-        parts = self.rows.partition_by("asof", as_dict=True, include_key=False)
+        parts = self.rows.partition_by("evening", as_dict=True, include_key=False)
         return {day: part.sort("symbol", "date") for (day,), part in parts.items()}
 
     @cached_property
     def listed(self) -> pl.DataFrame:  # symbol, start, seen
-        return self.rows.group_by("symbol").agg(start=pl.col("date").min(), seen=pl.col("asof").min()).sort("symbol")
+        return self.rows.group_by("symbol").agg(start=pl.col("date").min(), seen=pl.col("evening").min()).sort("symbol")
 
     @property
     def days(self) -> list[date]:
@@ -87,8 +87,11 @@ class Evenings:
 
 
 def read_evenings(folder: Path) -> Evenings:
-    "The vendor of the file."
-    return Evenings(pl.read_parquet(folder / FILE, columns=[*DELIVERED, "asof"]))
+    "The vendor of the file. What it saw on a holiday is heard on the next session."
+    rows = pl.read_parquet(folder / FILE, columns=[*DELIVERED, "asof"])
+    heard = {day: day if is_session(day) else next_session(day) for day in rows["asof"].unique()}
+    rows = rows.with_columns(evening=pl.col("asof").replace_strict(heard, return_dtype=pl.Date)).sort("asof")
+    return Evenings(rows.unique(["symbol", "date", "evening"], keep="last", maintain_order=True).drop("asof"))
 
 
 def ingest(settings: Settings, evenings: Evenings, lake: Lake, days: Sequence[date]) -> Iterator[EtlReport]:
@@ -99,7 +102,7 @@ def ingest(settings: Settings, evenings: Evenings, lake: Lake, days: Sequence[da
 
 def known_by(evenings: Evenings, start: date, end: date) -> pl.DataFrame:
     "What the vendor had last said of every symbol-day by `end`, when it was first asked on `start`."
-    told = evenings.rows.filter(pl.col("asof").is_between(start, end)).sort("symbol", "date", "asof")
+    told = evenings.rows.filter(pl.col("evening").is_between(start, end)).sort("symbol", "date", "evening")
     return told.unique(["symbol", "date"], keep="last", maintain_order=True).select(DELIVERED)
 
 

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import hypothesis.strategies as st
 import polars as pl
-from hypothesis import given, note, settings
+from hypothesis import example, given, note, settings
 
 from tradenb.core.calendar import next_session, sessions
 from tradenb.core.clock import SimulatedClock, new_york
@@ -80,8 +80,9 @@ class Vendor:
         }  # fmt: skip
 
     def withdraw(self, number: int) -> None:
-        if self.events:
-            del self.events[sorted(self.events)[number % len(self.events)]]
+        "Take an event back; not a change of symbol, since bars that were delivered under a name stay."
+        if known := sorted(key for key in self.events if key[2] != "symbol_change"):
+            del self.events[known[number % len(known)]]
 
 
 names, days = st.sampled_from(NAMES), st.sampled_from(DAYS[1:])
@@ -105,6 +106,7 @@ def seen(lake: Lake) -> dict[str, pl.DataFrame]:
 
 
 @settings(max_examples=8)
+@example([("day",), ("day",), ("tell", "S001", date(2023, 11, 30), "symbol_change", 0.0)])  # heard of two weeks late
 @given(st.lists(steps, min_size=3, max_size=8))
 def test_any_sequence_ends_with_the_tables_of_one_etl_from_scratch(taken: list[tuple]) -> None:
     with TemporaryDirectory() as tmp:

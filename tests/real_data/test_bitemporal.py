@@ -39,7 +39,7 @@ def test_each_days_vintage_reads_back_as_delivered_and_every_revision_is_counted
         then, whole = lake.at(report.vintage), known_by(evenings, days[0], day)
         assert read_back(then).equals(whole)
         assert then.read("bars", columns=COLUMNS).equals(good_of(then, whole))
-    told = evenings.rows.filter(pl.col("asof").is_between(days[0], days[-1]))
+    told = evenings.rows.filter(pl.col("evening").is_between(days[0], days[-1]))
     listed = lake.revisions()
     for field in ("volume", "close"):
         twice = told.group_by("symbol", "date").agg(pl.col(field).n_unique()).filter(pl.col(field) > 1)

@@ -64,6 +64,12 @@ class Plates:
         self.freed[ticker] = day
         return line.leave(day)
 
+    def linger(self, line: Line, until: date) -> None:
+        "Let `line` keep the ticker that it has just given up for some days more: a vendor had not heard."
+        ticker, start, _ = line.uses[-1]
+        line.uses[-1] = (ticker, start, until)
+        self.freed[ticker] = until + DAY
+
     def unknown(self, ticker: str, day: date) -> bool:
         "Is nothing known of who had `ticker` until `day`?"
         return ticker not in self.holder and self.freed.get(ticker) != day
@@ -97,6 +103,17 @@ def _strangers(
     return len(mine) > 0 and len(there) > 0 and 2 * len(same) < len(mine)
 
 
+def _echo(
+    old: pl.DataFrame,  # date, close of the ticker that is given up
+    new: pl.DataFrame,  # date, close of the ticker that is taken
+    day: date,  # The first day under it
+) -> date | None:
+    "The last day until which bars under the old ticker go on to repeat those under the new one."
+    late = old.filter(pl.col("date") >= day).sort("date").join(new, on="date", how="left", suffix="_new")
+    same = ((pl.col("close") / pl.col("close_new") - 1).abs() < 1e-6).fill_null(False)
+    return late.sort("date").filter(same.cast(pl.Int8).cum_min() == 1)["date"].max()  # type: ignore[return-value]
+
+
 def _bars_of(actions: pl.DataFrame, seen: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
     "date, close of every ticker that an event names."
     if seen is None:
@@ -121,6 +138,8 @@ def _lines(actions: pl.DataFrame, seen: pl.DataFrame | None) -> list[Line]:
             both = plates.unknown(target, day) and {ticker, target} <= set(bars)
             if both and _strangers(bars[ticker], bars[target], plates.freed.get(target), day):
                 plates.give_up(target, day).ended = day
+            if {ticker, target} <= set(bars) and (until := _echo(bars[ticker], bars[target], day)):
+                plates.linger(line, until)
             plates.take(target, line, day)
     for ticker, day in sorted(plates.freed.items()):
         quiet = day + STRAGGLERS if delisted.get(ticker) == day else day - DAY
