@@ -16,6 +16,8 @@ from tradenb.cli import run
 from tradenb.core.settings import load
 from tradenb.market.lake import Lake, open_lake
 from tradenb.market.sample import EVENINGS, LAST, MARKET, SPLIT_DAY, SPLITS, build_sample
+from tradenb.trading import records
+from tradenb.trading.run import start_run
 
 PROJECT = Path(__file__).resolve().parents[1]
 Tell = Callable[..., tuple[int, str, list[str]]]
@@ -136,6 +138,34 @@ def test_an_earlier_vintage_answers_as_it_did_then(tell: Tell) -> None:
     known = float(rows(tell("sql", query, "--as-of", str(EVENINGS[1]))[1])[0]["c"])
     assert known == before
     assert rows(tell("sql", "select max(date) as day from bars", "--vintage", "1")[1])[0]["day"] == str(EVENINGS[0])
+
+
+def test_a_run_is_asked_for_what_it_saw(tell: Tell, own: Path) -> None:
+    settings = load({"core.root": str(own)}, env={})
+    runs = [start_run(settings, day) for day in (EVENINGS[3], LAST)]
+    seen = open_lake(settings).at(3).vintage()
+    records.learn(runs[0].engine, runs[0].run_id, vintage=dict(seen))
+    for one in runs:
+        one.engine.dispose()
+    here = ("--set", f"core.root={own}")
+    query = "select max(date) as day from bars"
+    assert rows(tell("sql", query, "--run", runs[0].run_id, *here)[1]) == [{"day": str(SPLIT_DAY)}]
+    code, _, err = tell("sql", query, "--run", runs[1].run_id, *here)
+    assert code == 3 and "saw no market data" in err[0]
+
+
+def test_prices_are_adjusted_as_the_settings_say(tell: Tell) -> None:
+    query = f"select adj_close from bars where symbol = '{SPLITS}' order by date limit 1"
+    ways = [("total_return", "prev_close"), ("total_return", "ex_close"), ("split", "prev_close")]
+    first = [
+        float(
+            rows(tell("sql", query, "--set", f"market.adjustment={how}", "--set", f"market.convention={close}")[1])[0][
+                "adj_close"
+            ]
+        )
+        for how, close in ways
+    ]
+    assert len(set(first)) == 3 and max(first) == first[2]  # Splits alone take no dividends out
 
 
 def test_the_commit_log_has_a_line_for_each_evening(tell: Tell) -> None:
