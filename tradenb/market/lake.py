@@ -340,19 +340,33 @@ class Draft(Lake):
 
     before: Vintage = field(default_factory=dict)  # The last recorded vintage
     started: Vintage = field(default_factory=dict)  # The versions when writing began
+    opened: dict[str, Any] = field(
+        default_factory=dict, repr=False
+    )  # Tables at their newest versions: nobody else writes
+
+    def current(self, table: str) -> Any | None:  # A `deltalake.DeltaTable`
+        "`table` at its newest version, None when there is none."
+        if table not in self.opened and (found := newest(self.path(table))) is not None:
+            self.opened[table] = found
+        return self.opened.get(table)
+
+    def wrote(self, table: str) -> None:
+        "Must be said after every write: the table is at another version now."
+        self.opened.pop(table, None)
 
     def vintage(self) -> Vintage:
         "The newest versions of all tables."
-        return newest_versions(self)
+        versions = {table: self.version(table) for table in TABLES}
+        return {table: version for table, version in versions.items() if version is not None}
 
     def version(self, table: str) -> int | None:
         "The newest version of `table`, None when it has none."
-        delta = newest(self.path(table))
+        delta = self.current(table)
         return None if delta is None else delta.version()
 
     def open(self, table: str) -> Any:  # A `deltalake.DeltaTable`
         "The Delta table itself, at its newest version; `LakeError` when there is none."
-        return newest(self.path(table)) or super().open(table)
+        return self.current(table) or super().open(table)
 
     def latest(self) -> Self:
         "A draft is always at the newest versions."
@@ -367,6 +381,7 @@ class Draft(Lake):
         rows = conform(table, rows)
         if len(rows) or not self.exists(table):
             add_rows(self.path(table), rows)
+            self.wrote(table)
         return Written(table, self.version(table), inserted=len(rows))
 
     def merge(
@@ -428,6 +443,7 @@ def rewrite(draft: Draft, table: str, after: pl.DataFrame, change: Any) -> pl.Da
     days = pl.concat([change.updated[day], change.dropped[day]])
     spans, nulls = ranges(days.drop_nulls().to_list()), bool(days.null_count())
     replace_days(draft.path(table), day, spans, nulls, after.filter(in_ranges(day, spans, nulls)))
+    draft.wrote(table)
     return change.inserted.filter(~in_ranges(day, spans, nulls))
 
 
@@ -438,6 +454,7 @@ def insert(draft: Draft, table: str, rows: pl.DataFrame) -> Written:
     parts = [rows.filter(~recent), rows.filter(recent)] if len(rows) > LONG else [rows]
     for part in parts:
         add_rows(draft.path(table), part)
+    draft.wrote(table)
     return Written(table, draft.version(table), inserted=len(rows))
 
 # %% ../../nbs/market/08_lake.ipynb #28d2306a
@@ -448,18 +465,24 @@ def begin(lake: Lake) -> Draft:
         add_rows(book, conform("vintages", pl.DataFrame(schema=spec_of("vintages").schema)))
     last = last_recorded(book)
     before = last.vintage if last else {}
+    draft = Draft(lake.root, None, lake.adjusting, before)
     for table in TABLES:
         if table != "raw_bars":
-            undo(lake, table, before.get(table))
-    return Draft(lake.root, None, lake.adjusting, before, newest_versions(lake))
+            undo(draft, table)
+    draft.started.update(draft.vintage())
+    return draft
 
 
-def undo(lake: Lake, table: str, recorded: int | None) -> None:
+def undo(draft: Draft, table: str) -> None:
     "Let `table` be again as it was recorded."
+    recorded, left = draft.before.get(table), draft.current(table)
+    if left is None or left.version() == recorded:
+        return
     if recorded is not None:
-        roll_back(lake.path(table), recorded)
-    elif (left := newest(lake.path(table))) is not None and left.file_uris():
-        clear(lake.path(table), conform(table, pl.DataFrame(schema=spec_of(table).schema)))
+        roll_back(draft.path(table), recorded)
+    elif left.file_uris():
+        clear(draft.path(table), conform(table, pl.DataFrame(schema=spec_of(table).schema)))
+    draft.wrote(table)
 
 
 def effective(draft: Draft) -> Vintage:

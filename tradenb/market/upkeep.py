@@ -61,6 +61,7 @@ def compact_year(draft: Draft, table: str, year: int, until: date) -> None:
     rows = scan(table, draft.open(table), where, [*spec.schema, "year"])
     if len(rows):
         replace_days(draft.path(table), spec.day, [span] if span else [], not known, rows)
+        draft.wrote(table)
 
 
 def compact_table(draft: Draft, table: str, more_than: int) -> list[dict[str, Any]]:  # table, year, before, after
@@ -139,6 +140,7 @@ def vacuum_table(draft: Draft, table: str, dry_run: bool) -> dict[str, Any]:  # 
     sizes = sizes_of(draft.path(table), delta.vacuum(dry_run=True, keep_versions=keep, **how))
     if sizes and not dry_run:
         delta.vacuum(dry_run=False, keep_versions=keep, **how)
+        draft.wrote(table)
     return {"table": table, "files": len(sizes), "bytes": sum(sizes)}
 
 
