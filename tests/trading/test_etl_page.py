@@ -113,8 +113,10 @@ def test_corrected_values_are_listed_the_largest_change_first() -> None:
         (("spin_off", 0.5, 12.5, "CARR"), "0.5 shares of CARR for each, worth $12.5 per share"),
         (("spin_off", 1.0, 3.0, None), "$3 per share"),
         (("symbol_change", 1.0, 0.0, "META"), "now META"),
-        (("delisting", 1.0, 54.2, "MSFT"), "$54.2 per share from MSFT"),
-        (("delisting", 1.0, 0.0, None), "–"),
+        (("delisting", 1.0, 54.2, None), "$54.2 per share"),
+        (("delisting", 0.5, 10.0, "NOVA"), "0.5 shares of NOVA for each and $10 per share"),
+        (("delisting", 1.0, 0.0, "GONE", "GONE"), "no terms told: its last close"),
+        (("delisting", 1.0, 0.0, None), "nothing"),
     ],
 )
 def test_corporate_actions_are_told_in_words(event: tuple, says: str) -> None:

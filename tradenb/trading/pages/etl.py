@@ -405,25 +405,28 @@ KINDS = {
 TERMS = {"ex_date": "Ex-date"}
 
 
-def action_terms(kind: str, ratio: float | None, cash: float | None, target: str | None = None) -> str:
+def action_terms(
+    kind: str, ratio: float | None, cash: float | None, target: str | None = None, symbol: str = ""
+) -> str:
     "What a corporate action pays or changes, in words."
-    amount = f"${cash or 0:,.4f}".rstrip("0").rstrip(".")
-    share, paid = ratio or 1.0, f"{amount} per share" if cash else ""
-    if kind == "split":
+    share, paid = ratio or 0.0, f"${cash:,.4f}".rstrip("0").rstrip(".") + " per share" if cash else ""
+    if kind == "split" and share:
         return f"{share:g} new shares for 1 old" if share >= 1 else f"1 new share for {1 / share:g} old"
     if kind == "stock_dividend":
         return f"{share - 1:.4g} new shares for each"
-    if kind == "spin_off" and target:
-        return f"{share:.6g} shares of {target} for each" + (f", worth {paid}" if paid else "")
     if kind == "symbol_change" and target:
         return f"now {target}"
-    return (f"{paid} from {target}" if target and kind == "delisting" else paid) or "–"
+    if kind == "delisting" and target == symbol:
+        return "no terms told: its last close"
+    given = f"{share:.6g} shares of {target} for each" if target and share else ""
+    between = ", worth " if kind == "spin_off" else " and "
+    return between.join(filter(None, (given, paid))) or "nothing"
 
 
 def terms_of(actions: pl.DataFrame) -> pl.DataFrame:  # symbol, ex_date, kind, terms
     "Corporate actions in words."
     target = pl.col("target") if "target" in actions.columns else pl.lit(None, pl.String).alias("target")
-    terms = [action_terms(*row) for row in actions.select("kind", "ratio", "cash", target).iter_rows()]
+    terms = [action_terms(*row) for row in actions.select("kind", "ratio", "cash", target, "symbol").iter_rows()]
     named = actions.select("symbol", "ex_date", pl.col("kind").replace(KINDS))
     return named.with_columns(pl.Series("terms", terms, pl.String))
 
