@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -179,12 +179,19 @@ def members_on(settings: Settings, asked: date | None) -> Members:
         raise InputError(
             f"nobody belonged to the universe on {day}: its first member joined on {universe['start'].min()!s}"
         )
-    bars = lake.read("bars", end=day, symbols=inside["symbol"].to_list(), columns=["symbol", "date", "close", "volume"])
-    judged = liquid(bars, day, limits)
+    judged = judge_liquidity(lake, day, limits)
     reason = pl.when(pl.col("close").is_null()).then(pl.lit(f"no bar on {day}")).otherwise("reason").alias("left_out")
     columns = ("symbol", "sector", "close", "dollar_volume", pl.col("history").alias("bars"), reason)
     frame = inside.join(judged, on="symbol", how="left", maintain_order="left").select(columns)
     return Members(day, frame, tuple(notes_on(universe, limits, frame, day)))
+
+
+def judge_liquidity(lake: Lake, day: date, limits: Liquidity) -> pl.DataFrame:
+    "`liquid` on a day, from the weeks that it looks at; the bars before them are only counted."
+    start = day - timedelta(days=2 * limits.sessions + 14)
+    recent = lake.read("bars", start, day, columns=["symbol", "date", "close", "volume"])
+    counts = lake.sql(f"select symbol, count(*) as history from bars where date <= '{day}' group by symbol")  # noqa: S608
+    return liquid(recent, day, limits, counts)
 
 
 def notes_on(universe: pl.DataFrame, limits: Liquidity, frame: pl.DataFrame, day: date) -> Iterator[str]:
