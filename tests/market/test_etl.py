@@ -15,7 +15,7 @@ import pytest
 
 from tradenb.core.calendar import next_session, previous_session, sessions, shift
 from tradenb.core.clock import SimulatedClock, new_york
-from tradenb.core.errors import FreshnessError, InputError, QualityError, SourceError
+from tradenb.core.errors import DataError, FreshnessError, InputError, QualityError, SourceError
 from tradenb.core.settings import Settings, load
 from tradenb.market.catalog import open_source
 from tradenb.market.etl import EtlReport, run_etl
@@ -378,6 +378,16 @@ def test_a_changed_amount_is_followed(etl: Callable[..., EtlReport], lake: Lake)
     etl(Vendor(events=dividend("S005", DAYS[40], 1.0)), lake, LAST)
     factor = lake.read("bars", symbols=["S005"])["total_return_factor"][0]
     assert 1 - factor == pytest.approx(2 * (1 - small))
+
+
+def test_a_dividend_larger_than_the_price_stops_the_run_and_not_the_readers(
+    etl: Callable[..., EtlReport], lake: Lake
+) -> None:
+    good = etl(Vendor(), lake, DAYS[-2])
+    with pytest.raises(DataError, match="S005 .* leaves no price"):
+        etl(Vendor(events=dividend("S005", DAYS[40], 10_000)), lake, LAST)
+    assert lake.vintage() == good.vintage
+    assert len(lake.read("bars", symbols=["S005"])) == len(DAYS) - 1
 
 
 def test_two_rows_of_one_dividend_day_are_added_up(etl: Callable[..., EtlReport], lake: Lake) -> None:

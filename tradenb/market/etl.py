@@ -20,7 +20,7 @@ from ..core.errors import InputError
 from ..core.logs import get_logger
 from ..core.progress import say
 from ..core.settings import Settings
-from .actions import ACTION_SCHEMA, place_events, value_spin_offs
+from .actions import ACTION_SCHEMA, Convention, cumulative, place_events, value_spin_offs
 from .freshness import Freshness, measure, require_fresh, require_live
 from .intake import REVISED, Intake, Names, Reached, reached, stored, take_in
 from .lake import Draft, Lake, Vintage
@@ -199,9 +199,10 @@ def store(
     draft: Draft,
     taken: Intake,
     judged: Judged,
+    convention: Convention,  # market.convention
     now: datetime,  # Aware
 ) -> tuple[pl.DataFrame, dict[str, int]]:  # quarantine rows that wait, and the report's counts
-    "Write every table; none of it is seen before the vintage is recorded."
+    "Write every table; none of it is seen before the vintage is recorded. Raises `DataError` for an event that leaves no price."
     moved, told, change = taken.names.changed, taken.told, change_of(draft, taken, judged)
     whole = None if draft.exists("bars") else judged.good
     quarantine, known = quarantine_rows(judged.gate, judged.quarantine, now), stored(draft, "quarantine")
@@ -215,6 +216,7 @@ def store(
     draft.merge("corporate_actions", told.now, told.withdrawn)
     actions = valued(draft, taken.actions, judged.good)
     events, gone = events_of(draft, actions, whole, touched_symbols(draft, taken, actions, change))
+    cumulative(events, convention, date.max)
     draft.merge("adjustments", events, gone)
     open_cases, fresh = quarantine.filter(pl.col("released_at").is_null()), judged.freshness
     return open_cases, {
@@ -267,17 +269,13 @@ class EtlReport:
 # %% ../../nbs/market/13_etl.ipynb #92441be1
 def renamed(taken: Intake) -> pl.DataFrame:  # symbol, before, ex_date
     "Changes of symbol that moved a line which the lake had."
-    changes = taken.told.changed if taken.todo.done else taken.told.known.clear()
-    later = taken.told.now.filter(pl.col("ex_date") > (taken.todo.done or date.max))
-    due = (
-        pl.concat([changes, later])
-        .unique()
-        .filter(pl.col("kind") == "symbol_change", pl.col("ex_date") <= taken.todo.end)
-    )
-    known = due.filter(pl.col("symbol").is_in(list(taken.names.changed)), pl.col("target").is_not_null())
-    return known.select(pl.col("target").alias("symbol"), pl.col("symbol").alias("before"), "ex_date").sort(
-        "ex_date", "symbol"
-    )
+    told, done = taken.told, taken.todo.done
+    if done is None:
+        return pl.DataFrame(schema=RENAMED)
+    due = told.now.filter(pl.col("kind") == "symbol_change", pl.col("ex_date") <= taken.todo.end)
+    new = due.join(told.known.filter(pl.col("ex_date") <= done), on=due.columns, how="anti", nulls_equal=True)
+    moved = new.filter(pl.col("symbol").is_in(list(taken.names.changed)), pl.col("target").is_not_null())
+    return moved.select(symbol="target", before="symbol", ex_date="ex_date").sort("ex_date", "symbol")
 
 
 def warnings_of(
@@ -346,7 +344,7 @@ def _run(
     say(f"market data up to {as_of}: judging {len(taken.rows):,} rows")
     judged = judge(settings, source, draft, taken, clock)
     say(f"market data up to {as_of}: storing")
-    open_cases, counts = store(draft, taken, judged, clock.now())
+    open_cases, counts = store(draft, taken, judged, settings.market.convention, clock.now())
     vintage = draft.record(as_of, source.name, clock.now(), todo.since)
     days = judged.good.filter(pl.col("date") > (todo.done or date.min))["date"].unique().sort()
     having = draft.read("bars", columns=["symbol"])["symbol"].unique() if settings.universe.membership else None
