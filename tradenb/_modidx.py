@@ -1477,7 +1477,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tradenb.market.lake.insert': ('market/lake.html#insert', 'tradenb/market/lake.py'),
                                      'tradenb.market.lake.last_recorded': ('market/lake.html#last_recorded', 'tradenb/market/lake.py'),
                                      'tradenb.market.lake.needed': ('market/lake.html#needed', 'tradenb/market/lake.py'),
-                                     'tradenb.market.lake.newest_versions': ('market/lake.html#newest_versions', 'tradenb/market/lake.py'),
                                      'tradenb.market.lake.numbered': ('market/lake.html#numbered', 'tradenb/market/lake.py'),
                                      'tradenb.market.lake.open_lake': ('market/lake.html#open_lake', 'tradenb/market/lake.py'),
                                      'tradenb.market.lake.read_bars': ('market/lake.html#read_bars', 'tradenb/market/lake.py'),

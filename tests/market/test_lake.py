@@ -221,6 +221,7 @@ def test_tables_of_a_former_shape_start_over(tmp_path: Path) -> None:
     import deltalake
 
     deltalake.write_deltalake(tmp_path / "bars", pl.DataFrame({"symbol": ["A"], "adj_close": [1.0], "year": [2024]}))
+    assert Lake(tmp_path).vintage() == {}
     with writing(Lake(tmp_path)) as draft:
         assert draft.read("bars").is_empty()
         draft.merge("bars", bars({("A", DAYS[0]): 1.0}))

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['Vintage', 'FIELDS', 'RECENT_DAYS', 'LONG', 'Recorded', 'recorded_of', 'last_recorded', 'Adjusting', 'needed',
-           'adjusted', 'upto', 'within', 'scan', 'corrections', 'Versioned', 'newest_versions', 'numbered', 'history',
-           'Lake', 'read_bars', 'open_lake', 'Draft', 'around', 'rewrite', 'insert', 'begin', 'undo', 'effective',
-           'to_record']
+           'adjusted', 'upto', 'within', 'scan', 'corrections', 'Versioned', 'numbered', 'history', 'Lake', 'read_bars',
+           'open_lake', 'Draft', 'around', 'rewrite', 'insert', 'begin', 'undo', 'effective', 'to_record']
 
 # %% ../../nbs/market/08_lake.ipynb #3504986e
 import json
@@ -172,11 +171,9 @@ class Versioned:
         return self.at(json.loads(rows["tables"][-1]))
 
     def vintage(self) -> Vintage:
-        "The versions that are read, together."
+        "The versions that are read, together; none where nothing was ever recorded."
         if self.pinned is not None:
             return self.pinned
-        if newest(self.path("vintages")) is None:
-            return newest_versions(self)
         last = last_recorded(self.path("vintages"))
         return last.vintage if last else {}
 
@@ -210,12 +207,6 @@ class Versioned:
         return open_version(self.path(table), version)
 
 # %% ../../nbs/market/08_lake.ipynb #2881b1dc
-def newest_versions(lake: Versioned) -> Vintage:
-    "The newest version of every table that exists, recorded or not."
-    opened = {table: newest(lake.path(table)) for table in TABLES}
-    return {table: delta.version() for table, delta in opened.items() if delta is not None}
-
-
 def numbered(
     rows: pl.DataFrame,  # The book of vintages
     number: int,
