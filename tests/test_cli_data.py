@@ -90,6 +90,14 @@ def test_an_answer_on_a_terminal_is_a_table_that_says_how_much_it_leaves_out(
     assert len(tell("sql", "select symbol from bars")[1].splitlines()) == 43
 
 
+def test_a_query_may_come_from_a_file(tell: Tell, tmp_path: Path) -> None:
+    file = tmp_path / "answer.sql"
+    file.write_text("select 6 * 7\n  as answer -- of course\n")
+    assert tell("sql", str(file))[1] == "answer\n42\n"
+    code, _, err = tell("sql", str(tmp_path / "nowhere.sql"))
+    assert code == 3 and "no such file" in err[0]
+
+
 def test_a_query_may_come_on_standard_input(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("select 6 * 7 as answer\n"))
     assert tell("sql", "-")[1] == "answer\n42\n"
