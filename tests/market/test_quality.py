@@ -279,7 +279,7 @@ def test_a_split_that_the_price_did_not_follow_is_reported() -> None:
     assert result.reported.select("symbol", "date", "check").rows() == [("S004", DAYS[30], "lasting_move")]
 
 
-SPOILS = st.sampled_from(["null", "spike", "cross", "copy", "drop", "weekend"])
+SPOILS = st.sampled_from(["null", "spike", "stand", "cross", "copy", "drop", "weekend"])
 
 
 def spoil(rows: pl.DataFrame, kind: str, symbol: int, day: int) -> pl.DataFrame:
@@ -290,9 +290,11 @@ def spoil(rows: pl.DataFrame, kind: str, symbol: int, day: int) -> pl.DataFrame:
         return pl.concat([rows, rows.filter(where).with_columns(pl.col("date") + timedelta(days=5))])
     if kind == "drop":
         return rows.filter(~where)
+    several = (pl.col("symbol") == f"S{symbol:03d}") & pl.col("date").is_in(DAYS[day : day + 3])
     return {
         "null": change(where, rows, close=pl.lit(None)),
         "spike": scaled(10, where, rows),
+        "stand": scaled(0.2, several, rows),
         "cross": change(where, rows, high=pl.col("low") * 0.9),
     }[kind]
 
