@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from ..core.errors import LakeError
+from ..core.errors import LakeError, one_line
 
 # %% ../../nbs/market/07_versions.ipynb #0b4f9051
 def newest(path: str) -> Any | None:  # A `deltalake.DeltaTable`, None when there is none
@@ -51,13 +51,17 @@ PROPERTIES = {
 
 
 def commit(path: str, rows: pl.DataFrame, **how: Any) -> None:
-    "One atomic write of `rows` (with `year`) to the table at `path`, which is made when it does not exist."
+    "One atomic write of `rows` (with `year`) to the table at `path`, which is made when it does not exist; `LakeError` when the disk is full, or not to be written."
     from deltalake import WriterProperties, write_deltalake
+    from deltalake.exceptions import DeltaError
 
-    if "://" not in path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
     zstd = WriterProperties(compression="ZSTD", compression_level=3)
-    write_deltalake(path, rows, partition_by=["year"], configuration=PROPERTIES, writer_properties=zstd, **how)
+    try:
+        if "://" not in path:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_deltalake(path, rows, partition_by=["year"], configuration=PROPERTIES, writer_properties=zstd, **how)
+    except (DeltaError, OSError) as error:
+        raise LakeError(f"table '{Path(path).name}' cannot be written to {path}: {one_line(error)}") from error
 
 
 def add_rows(path: str, rows: pl.DataFrame) -> None:
