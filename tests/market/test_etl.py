@@ -384,7 +384,7 @@ def test_a_dividend_larger_than_the_price_stops_the_run_and_not_the_readers(
     etl: Callable[..., EtlReport], lake: Lake
 ) -> None:
     good = etl(Vendor(), lake, DAYS[-2])
-    with pytest.raises(DataError, match="S005 .* leaves no price"):
+    with pytest.raises(DataError, match=r"S005 .* leaves no price"):
         etl(Vendor(events=dividend("S005", DAYS[40], 10_000)), lake, LAST)
     assert lake.vintage() == good.vintage
     assert len(lake.read("bars", symbols=["S005"])) == len(DAYS) - 1
