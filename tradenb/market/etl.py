@@ -9,6 +9,7 @@ __all__ = ['GATE', 'RAW', 'RENAMED', 'RECENT', 'quarantine_rows', 'released_by_h
 
 # %% ../../nbs/market/13_etl.ipynb #cd7b353d
 from collections.abc import Collection
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
@@ -330,19 +331,28 @@ def run_etl(
         last = reached(lake)
         if last.done and as_of < last.done:
             return nothing_new(settings, source, lake, as_of, last.done)
-        return _run(settings, source, draft, last, as_of, clock, since)
+        with ThreadPoolExecutor(1) as aside:
+            return _run(settings, source, draft, last, as_of, clock, since, aside)
 
 
 def _run(
-    settings: Settings, source: Source, draft: Draft, last: Reached, as_of: date, clock: Clock, since: date | None
+    settings: Settings,
+    source: Source,
+    draft: Draft,
+    last: Reached,
+    as_of: date,
+    clock: Clock,
+    since: date | None,
+    aside: Executor,
 ) -> EtlReport:
     log = get_logger("etl")
     say(f"market data up to {as_of}: asking {source.name}")
-    taken = take_in(settings, source, draft, last, as_of, clock.now(), since)
+    taken = take_in(settings, source, draft, last, as_of, clock.now(), aside, since)
     todo = taken.todo
     log.info("etl_taken_in", as_of=str(as_of), source=source.name, start=str(todo.start), new_symbols=len(todo.new))
     say(f"market data up to {as_of}: judging {len(taken.rows):,} rows")
     judged = judge(settings, source, draft, taken, clock)
+    taken.written.result()
     say(f"market data up to {as_of}: storing")
     open_cases, counts = store(draft, taken, judged, settings.market.convention, clock.now())
     vintage = draft.record(as_of, source.name, clock.now(), todo.since)

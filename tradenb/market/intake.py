@@ -9,8 +9,10 @@ __all__ = ['CONTENT', 'VALUES', 'REVISED', 'ACTION_KEY', 'FEW_EVENTS', 'Plan', '
 
 # %% ../../nbs/market/12a_intake.ipynb #8ebfe2cb
 from collections.abc import Iterable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from typing import Any
 
 import polars as pl
 
@@ -186,6 +188,7 @@ class Kept:
     delivered: int  # Rows
     news: int  # Those of them that say something new
     revised: pl.DataFrame  # symbol, date, field, before, after
+    written: Future[Any]  # Done when the raw rows are stored
 
 
 def keep(
@@ -195,6 +198,7 @@ def keep(
     todo: Plan,
     back: timedelta,  # How far before the rows their context begins
     now: datetime,  # Aware
+    aside: Executor,  # Where the raw rows are written meanwhile
 ) -> Kept:
     "Append the news. A row of a day after the as-of day is judged, but not kept: it is not true yet."
     late = delivered.filter(pl.col("date") > todo.end)
@@ -202,21 +206,20 @@ def keep(
     nobody = pl.lit(None, TABLES["raw_bars"].schema["ingested_at"]).alias("ingested_at")
     if not draft.exists("raw_bars"):
         rows = mine.with_columns(pl.lit(now).alias("ingested_at"))
-        draft.append("raw_bars", rows)
+        written = aside.submit(draft.append, "raw_bars", rows)
         judged = pl.concat([rows, late.with_columns(nobody)], how="vertical_relaxed") if len(late) else rows
-        return Kept(judged, rows.clear(), len(delivered), len(rows), pl.DataFrame(schema=REVISED))
+        return Kept(judged, rows.clear(), len(delivered), len(rows), pl.DataFrame(schema=REVISED), written)
     waiting = unjudged(reached, draft)
     first = min([day for rows in (mine, waiting) if isinstance(day := rows["date"].min(), date)], default=todo.start)
     stored = draft.read("raw_bars", start=first - back, end=todo.end)
     known = latest_delivery(stored)
     added = news(mine, known).with_columns(pl.lit(_after(stored, now)).alias("ingested_at"))
-    if len(added):
-        draft.append("raw_bars", added)
+    written = aside.submit(draft.append, "raw_bars", added)
     raw = latest_delivery(pl.concat([stored, added.select(stored.columns)]))
     keys = pl.concat([rows.select("symbol", "date") for rows in (mine, waiting)])
     rows, context = (raw.join(keys, on=["symbol", "date"], how=how) for how in ("semi", "anti"))
     judged = pl.concat([rows, late.with_columns(nobody).select(rows.columns)])
-    return Kept(judged, context, len(delivered), len(added), revisions(added, known))
+    return Kept(judged, context, len(delivered), len(added), revisions(added, known), written)
 
 
 def _after(stored: pl.DataFrame, now: datetime) -> datetime:
@@ -314,6 +317,7 @@ class Intake:
     delivered: int  # Rows
     news: int  # Those of them that say something new
     revised: pl.DataFrame  # symbol, date, field, before, after; by ticker
+    written: Future[Any]  # Done when the raw rows are stored
 
     @property
     def actions(self) -> pl.DataFrame:
@@ -375,13 +379,16 @@ def take_in(
     reached: Reached,
     as_of: date,
     now: datetime,  # Aware
+    aside: Executor,  # Where the raw rows are written meanwhile
     since: date | None = None,
 ) -> Intake:
     "Ask the source and keep what it says. Raises `SourceError`, `InputError`."
     limits = Limits.of(settings.quality)
     revision = max(settings.market.revision_sessions, limits.later_sessions)
     todo, told, universe = listen(settings, source, draft, reached, as_of, revision, since)
-    kept = keep(reached, draft, take_delivery(source, todo), todo, timedelta(days=limits.context_days), now)
+    kept = keep(reached, draft, take_delivery(source, todo), todo, timedelta(days=limits.context_days), now, aside)
+    if told.now["kind"].is_in(OTHER_KINDS).any() or (todo.done and told.late(todo.done)):
+        kept.written.result()
     names, rows, context = name_lines(reached, draft, told, todo), kept.rows, kept.context
     if todo.done and (other := sorted(names.changed | told.late(todo.done))):
         again = latest_delivery(draft.read("raw_bars", end=as_of, symbols=other))
@@ -390,5 +397,14 @@ def take_in(
     if len(effective := told.now.filter(pl.col("ex_date") <= as_of)):
         universe = by_identity(until_delisted(universe, effective), names.now, as_of)
     return Intake(
-        todo, told, names, universe, names.of(rows), names.of(context), kept.delivered, kept.news, kept.revised
+        todo,
+        told,
+        names,
+        universe,
+        names.of(rows),
+        names.of(context),
+        kept.delivered,
+        kept.news,
+        kept.revised,
+        kept.written,
     )
