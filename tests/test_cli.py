@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tradenb.cli import date_of, describe, run, settings_from
+from tradenb.cli.main import run
+from tradenb.cli.options import date_of, settings_from
+from tradenb.cli.screen import describe
 from tradenb.core.errors import ConfigError, InputError
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -32,7 +34,7 @@ def test_saying_what_it_can_do_loads_nothing_heavy():
     ]
     code = f"""
 import sys
-from tradenb.cli import run
+from tradenb.cli.main import run
 for arguments in {asked!r}:
     run(arguments)
 print("LOADED", sorted(set({HEAVY!r}) & set(sys.modules)))

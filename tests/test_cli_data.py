@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tradenb.cli import run
+from tradenb.cli.main import run
 from tradenb.core.settings import load
 from tradenb.market.lake import Lake, open_lake
 from tradenb.market.sample import EVENINGS, LAST, MARKET, SPLIT_DAY, SPLITS, build_sample

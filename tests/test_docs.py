@@ -96,7 +96,7 @@ def test_every_section_of_settings_ini_that_a_page_names_exists(page: Path) -> N
 def test_every_command_that_a_page_names_exists(page: Path) -> None:
     import typer
 
-    from tradenb.cli import app
+    from tradenb.cli.main import app
 
     tree = typer.main.get_command(app)
     for words in COMMAND.findall(" ".join(CODE.findall(prose(page)))):

@@ -124,7 +124,7 @@ def test_bench_names_the_benchmarks_when_one_is_unknown(capsys: pytest.CaptureFi
     assert "did you mean 'startup'?" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not (PROJECT / "tradenb" / "cli.py").exists(), reason="the command line is not there")
+@pytest.mark.skipif(not (PROJECT / "tradenb" / "cli" / "main.py").exists(), reason="the command line is not there")
 def test_the_startup_benchmark_measures_the_command_line() -> None:
     shown = run(sys.executable, "-m", "pipelines.benchmarks", "startup", check=True).stdout
     results = dict(line.split()[1:3] for line in shown.splitlines() if line.startswith("RESULT "))

@@ -22,7 +22,7 @@ import psutil
 import pytest
 from sqlalchemy import Table, select
 
-from tradenb.cli import run
+from tradenb.cli.main import run
 from tradenb.core import db
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ import nbformat
 import polars as pl
 
 from pipelines.engine import run_notebook
-from tradenb.cli import live, show_frame
+from tradenb.cli.screen import live, show_frame
 
 
 def test_a_stage_speaks_to_the_screen_and_not_into_its_report(tmp_path: Path, capsys) -> None:
