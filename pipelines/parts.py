@@ -1,9 +1,11 @@
 """The parts of a day by themselves: what `tradenb etl`, `train`, `signals`, `serve` and `runs` do."""
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -11,26 +13,51 @@ import polars as pl
 from pipelines.lake import newest_session
 from tradenb.core.clock import Clock, SystemClock
 from tradenb.core.db import connect, migrate
-from tradenb.core.errors import ConfigError
+from tradenb.core.errors import ConfigError, QualityError
+from tradenb.core.progress import say
 from tradenb.core.settings import Settings, variable
 from tradenb.core.web import Server, serve_forever
 from tradenb.market.etl import EtlReport, run_etl
 from tradenb.market.lake import open_lake
+from tradenb.market.quality import GateResult
 from tradenb.trading import records
+from tradenb.trading.pages.common import counted
 from tradenb.trading.run import alone
 from tradenb.trading.service import database_url
 from tradenb.trading.services import APPS, exchange_to_itself, note_of, provide_feed, with_addresses
 
 
 def take_in(settings: Settings, as_of: date, since: date | None = None) -> EtlReport:
-    "The ETL of a run, without one; from `since` on the source is asked again for everything."
+    "The ETL of a run, without one; from `since` on the source is asked again for everything. A refusal's evidence goes to `<root>/refused/<as_of>`."
     from tradenb.core.calendar import next_session
     from tradenb.market.catalog import open_source
     from tradenb.trading.services import clock_for
+    from tradenb.trading.stages import keeping_refusals
 
+    folder = settings.root / "refused" / str(as_of)
     with alone(settings.root):
         clock = clock_for(settings, next_session(as_of))
-        return run_etl(settings, open_source(settings), open_lake(settings), as_of, clock, since)
+        try:
+            with keeping_refusals(folder):
+                report = run_etl(settings, open_source(settings), open_lake(settings), as_of, clock, since)
+        except QualityError as refused:
+            if refused.gate is not None:
+                tell_refusal(refused.gate, folder)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        return report
+
+
+def tell_refusal(gate: GateResult, folder: Path, most: int = 4) -> None:
+    "Say which checks failed, worst first, and where their rows are."
+    failed = gate.table.filter(pl.col("verdict") == "quarantined").sort("failing", descending=True, maintain_order=True)
+    for row in failed.head(most).iter_rows(named=True):
+        hit = gate.quarantined.filter(pl.col("check") == row["check"])
+        where = f"{counted(hit['symbol'].n_unique(), 'symbol')}, {counted(hit['date'].n_unique(), 'day')}"
+        say(f"{row['check']:<10}{row['failing']:>8,} rows  in {where}; expected: {row['claim']}")
+    if len(failed) > most:
+        say(f"and {counted(len(failed) - most, 'other check')}")
+    say(f"the rows and what Great Expectations said of them are in {folder}")
 
 
 def train_now(settings: Settings, as_of: date | None, why: str) -> tuple[Any, dict[str, float]]:

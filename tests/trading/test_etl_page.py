@@ -63,24 +63,24 @@ def test_each_bad_print_is_drawn_among_its_bars_and_listed_worst_first() -> None
 def test_every_check_of_the_gate_has_a_name_for_people_and_its_threshold() -> None:
     report = report_of(SPOILT)
     assert set(report.gate.table["check"]) == set(CHECKS)  # type: ignore[union-attr]
-    shown = gate_table(report).html
+    shown = gate_table(report.gate).html
     assert all(name in shown for name in CHECKS.values())
     assert "beyond 30%" in shown and "quality.max_move" in shown
 
 
 def test_the_judges_own_page_lies_beside_the_run_and_is_linked(tmp_path: Any) -> None:
     report = report_of(SPOILT)
-    keep_gate_results(report, tmp_path)
+    keep_gate_results(report.gate, tmp_path)
     assert (tmp_path / GATE_RESULTS).is_file()
     assert "suspect_move" in (tmp_path / GATE_PAGE).read_text()
-    assert f'href="{GATE_PAGE}"' in judges_page(report).html
+    assert f'href="{GATE_PAGE}"' in judges_page(report.gate).html
 
 
 def test_without_new_rows_there_is_no_link_and_no_file(tmp_path: Any) -> None:
     idle = replace(report_of(CLEAN), gate=None)
-    assert keep_gate_results(idle, tmp_path) is None
+    assert keep_gate_results(idle.gate, tmp_path) is None
     assert list(tmp_path.iterdir()) == []
-    assert "href" not in judges_page(idle).html
+    assert "href" not in judges_page(idle.gate).html
 
 
 def test_a_withdrawn_action_makes_the_page_amber_and_is_listed_with_its_terms() -> None:

@@ -8,6 +8,9 @@ __all__ = ['TradenbError', 'ConfigError', 'InputError', 'DependencyError', 'Serv
            'OrderError', 'OrderInvalid', 'OrderConflict', 'IllegalTransition', 'ReconciliationBreak', 'RunFailed',
            'one_line']
 
+# %% ../../nbs/core/01_errors.ipynb #bbc42b37
+from typing import Any
+
 # %% ../../nbs/core/01_errors.ipynb #5b219376
 class TradenbError(Exception):
     "The root: every error that tradenb raises on purpose."
@@ -53,6 +56,8 @@ class SourceError(DataError):
 
 class QualityError(DataError):
     "More rows failed the gate than the settings allow."
+
+    gate: Any = None  # What the gate found, where it was the gate that refused: `market.quality.GateResult`
 
 
 class FreshnessError(DataError):

@@ -526,15 +526,17 @@ class GateResult:
         return len(self.quarantined) / self.rows if self.rows else 0.0
 
     def require(self, limits: Limits) -> "GateResult":
-        "Itself, or a `QualityError` when more failed than `limits` tolerate."
+        "Itself, or a `QualityError` with it as `gate` when more failed than `limits` tolerate."
         bad = len(self.quarantined)
         if self.bad_share > limits.max_bad_share and (bad > limits.few_rows or not len(self.good)):
             worst = self.quarantined.group_by("check").len().sort("len", "check", descending=[True, False])
             counts = ", ".join(f"{check} {count}" for check, count in worst.iter_rows())
             first = self.quarantined.row(0, named=True)
-            raise QualityError(
+            refusal = QualityError(
                 f"{bad} of {self.rows} rows ({self.bad_share:.1%}) failed the gate, quality.max_bad_share is {limits.max_bad_share:.1%}: {counts}; first {first['symbol']} {first['date']}: {first['reason']}"
             )
+            refusal.gate = self
+            raise refusal
         return self
 
 # %% ../../nbs/market/10_quality.ipynb #e14eba70

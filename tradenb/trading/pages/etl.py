@@ -21,6 +21,7 @@ import polars as pl
 from ...core.calendar import shift
 from ...market.etl import EtlReport
 from ...market.lake import Lake, open_lake
+from ...market.quality import GateResult
 from .common import TABLES, Finding, capital, counted, listed, sentence, short_day, subtitle, worst
 from tradenb.trading.report import (
     HALF,
@@ -176,9 +177,12 @@ def named_check(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.col("check").replace(CHECKS))
 
 
-def gate_table(report: EtlReport) -> Block:
+def gate_table(
+    gate: GateResult | None,
+    caption: str = "Rows that fail a check go to quarantine; odd ones are reported and pass",
+) -> Block:
     "Every check of the gate with its threshold and what it caught."
-    if report.gate is None:
+    if gate is None:
         return note("The gate had nothing to judge.")
     shown = {
         "check": ("Check", "text"),
@@ -189,20 +193,20 @@ def gate_table(report: EtlReport) -> Block:
         "share": ("Per 10,000 rows", "bps"),
         "verdict": ("Verdict", "text"),
     }  # fmt: skip
-    tints: dict[str, Tint] = {"quarantined": "warn"}
+    tints: dict[str, Tint] = {"quarantined": "warn", "failed": "bad"}
     return columns(
-        named_check(report.gate.table),
+        named_check(gate.table),
         shown,  # type: ignore[arg-type]
-        "Rows that fail a check go to quarantine; odd ones are reported and pass",
+        caption,
         lambda row: tints.get(row["verdict"]),
     )
 
 
-def judges_page(report: EtlReport) -> Block:
+def judges_page(gate: GateResult | None) -> Block:
     "Where Great Expectations states the verdict itself."
-    if report.gate is None:
+    if gate is None:
         return Block("")
-    found = sum(int(one["statistics"]["evaluated_expectations"]) for one in report.gate.results)
+    found = sum(int(one["statistics"]["evaluated_expectations"]) for one in gate.results)
     text = f"{found} expectations, judged by Great Expectations: "
     return Block(f'<p class=tn-note>{escape(text)}<a href="{GATE_PAGE}">its own page</a></p>')
 
@@ -240,7 +244,11 @@ def bars_around(
     return lake.read("bars", days[0] - weeks, days[-1] + weeks, rows["symbol"].unique().to_list(), columns=BAR)
 
 
-def quarantine_table(off: pl.DataFrame, most: int = 20) -> Block:
+def quarantine_table(
+    off: pl.DataFrame,  # Of `distances`
+    most: int = 20,
+    caption: str = "Quarantined rows, the furthest off first",
+) -> Block:
     "The quarantined rows, worst first."
     if not len(off):
         return note("No row was quarantined.")
@@ -251,7 +259,7 @@ def quarantine_table(off: pl.DataFrame, most: int = 20) -> Block:
     return table(
         off.with_columns(whole),
         {"close": "price", "last_good": "price", "distance": "percent"},
-        "Quarantined rows, the furthest off first",
+        caption,
         max_rows=most,
         labels={"last_good": "Last good close", "distance": "Off by", "close": "Close"},
     )
@@ -284,9 +292,8 @@ def _near(rows: pl.DataFrame, case: Mapping[str, Any], sessions: int = 12) -> pl
 
 
 def _case(case: Mapping[str, Any], rows: pl.DataFrame, good: pl.DataFrame) -> Block:
-    around = _near(good.select(BAR), case)
-    inside = pl.col("date").is_between(around["date"].min(), around["date"].max()) | (pl.col("date") == case["date"])
-    marked = rows.select(BAR).filter(pl.col("symbol") == case["symbol"], inside)
+    around = _near(pl.concat([good.select(BAR), rows.select(BAR)]), case)
+    marked = rows.select(BAR).join(around, on=["symbol", "date"], how="semi")
     with style():
         figure, axes = canvas(2.1, HALF)
         days = {day: i for i, day in enumerate(sorted({*around["date"], *marked["date"]}))}
