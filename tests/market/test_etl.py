@@ -478,6 +478,7 @@ def test_a_renamed_company_is_one_line_under_its_new_name_and_old_vintages_keep_
     assert "NEW" not in lake.read("bars")["symbol"]
     report = etl(vendor, lake, CHANGE)
     assert report.renamed.rows() == [("NEW", "S005", CHANGE)]
+    assert report.freshness.stale.is_empty()  # the old name is nobody that could be late
     new, old = lake.read("bars", symbols=["NEW"]), lake.at(before.vintage).read("bars", symbols=["S005"])
     assert new["close"].to_list() == BARS.filter(symbol="S005")["close"].to_list()[:-1]
     assert new["adj_close"].to_list()[:-1] == pytest.approx(old["adj_close"].to_list())

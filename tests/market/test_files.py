@@ -429,7 +429,7 @@ def test_a_row_that_cannot_be_is_quarantined_and_all_others_arrive(
     assert len(both) == len(left) and (both["close"] == both["close_read"]).all()
 
 
-def test_a_restated_file_of_adjusted_prices_is_whole_again_when_its_history_is_asked_for(
+def test_a_file_of_adjusted_prices_that_a_split_restated_is_taken_in_whole_again(
     make_settings: Callable[..., Settings], tmp_path: Path
 ):
     rows, file = MONTH.drop("vwap"), tmp_path / "bars.parquet"
@@ -442,7 +442,7 @@ def test_a_restated_file_of_adjusted_prices_is_whole_again_when_its_history_is_a
     rows.with_columns(pl.col("open", "high", "low", "close") * split).write_parquet(file)
     clock = SimulatedClock(new_york(next_session(as_of), 9))
     source, lake = open_source(chosen, clock), open_lake(chosen)
-    run_etl(chosen, source, lake, as_of, clock, since=source.first_date)
+    run_etl(chosen, source, lake, as_of, clock)
     bars = lake.read("bars", symbols=[NAME])
     assert bars["close"].to_list() == [close / 2 for close in MONTH.filter(symbol=NAME)["close"]]
     assert bars["adj_close"].equals(bars["close"].alias("adj_close"))

@@ -122,7 +122,8 @@ def freshness(draft: Draft, good: pl.DataFrame, taken: Intake, gone_after: int) 
     asked = taken.names.of(pl.DataFrame({"symbol": todo.tickers}, {"symbol": pl.String}).with_columns(day))
     days = good.select("symbol", "date")
     if draft.exists("bars"):
-        days = pl.concat([draft.read("bars", columns=["symbol", "date"]), days])
+        there = draft.read("bars", columns=["symbol", "date"])
+        days = pl.concat([there.filter(~pl.col("symbol").is_in(list(taken.names.changed))), days])
     return measure(days.join(asked, on="symbol", how="semi"), todo.end, gone_after, ended(taken))
 
 
@@ -297,7 +298,8 @@ def warnings_of(
         )
     if len(stale := judged.freshness.stale):
         names = ", ".join(stale["symbol"].head(5))
-        texts.append(f"{len(stale)} symbols have no bar for {judged.freshness.expected}: {names}")
+        symbols = "1 symbol has" if len(stale) == 1 else f"{len(stale)} symbols have"
+        texts.append(f"{symbols} no bar for {judged.freshness.expected}: {names}")
     if warning := survivorship_warning(taken.universe):
         texts.append(warning)
     if having is not None:
