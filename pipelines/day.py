@@ -146,7 +146,7 @@ def refresh_index(settings: Settings) -> Path:
     from pipelines.flows import report_path
     from pipelines.render import IndexRow, write_index
 
-    folder, engine = settings.root / "runs", connect(database_url(settings))
+    folder, engine = settings.root / "runs", migrate(connect(database_url(settings)))
     rows = []
     for row in records.listing(engine, limit=100_000):
         s, page = row.summary or {}, report_path(settings.root, row.trade_date, row.run_id)

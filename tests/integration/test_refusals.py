@@ -203,3 +203,4 @@ def test_parts_of_a_day_on_an_empty_root_say_what_is_missing(fresh):
     one_line(fresh.tradenb("train"), 2, "tradenb etl")
     one_line(fresh.tradenb("backfill", "--from", "2020-01-04", "--to", "2020-01-05"), 3, "no session")
     one_line(fresh.tradenb("backfill", "--from", "2020-01-08", "--to", "2020-01-06"), 3, "no session")
+    one_line(fresh.tradenb("backfill", "--from", "2020-01-08", "--to", "soon"), 3, "soon")

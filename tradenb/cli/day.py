@@ -107,10 +107,10 @@ def backfill(
     from tradenb.core.logs import configure
 
     settings = settings_from(overrides, market__symbols=symbols, portfolio__capital=capital, market__source=source)
+    first, last, results = date_of(start), date_of(end), []
     configure("run", settings.root / "logs", settings.core.log_level)
-    results = []
     with live(verbose), desk(settings):
-        for result in run_days(settings, date_of(start), date_of(end)):
+        for result in run_days(settings, first, last):
             results.append(asdict(result))
             console(stderr=True).print(
                 f"{result.trade_date}  {result.status:<20} P&L {float(result.summary.get('pnl', 0)):+14,.2f}  {'repeated' if result.repeated else ''}"
