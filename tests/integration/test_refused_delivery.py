@@ -48,7 +48,7 @@ def test_the_page_of_a_refused_delivery_says_why_and_shows_the_rows(stopped):
     assert (stage["stage"], stage["status"]) == ("etl", "failed")
     html = Path(stage["report"]).read_text()
     assert "tn-red" in html and "58 of 800 rows (7.25%) failed the gate" in html
-    assert "Negative volume (58 rows). They are of 2 symbols and on 29 days." in html
+    assert "Negative volume (58 rows). They are of 2 symbols, on 29 days." in html
     places = [html.index(words) for words in ("<h1", "Rows that failed, by day", "Quality gate</h2>", "What failed</h2>", "S003 on", "This stage stopped here")]  # fmt: skip
     assert places == sorted(places)
     assert html.count("<figure") == 4  # by day, by name, one for each name
@@ -87,6 +87,6 @@ def test_a_refusal_after_good_days_draws_its_rows_among_the_bars_of_the_lake(fre
     assert answer.code == 2 and "quality.max_bad_share" in answer.lines[-1], answer
     (stage,) = fresh.rows(db.run_stages)
     html = Path(stage["report"]).read_text()
-    assert "on 28 February 2020" in html
+    assert "They are of 15 symbols, all on 28 February 2020." in html
     assert "the lake is as it was after 27 February 2020" in html
     assert html.count("<figure") == 6

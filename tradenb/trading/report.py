@@ -388,12 +388,15 @@ def _date_label(day: date, year: bool) -> str:
 
 
 def _along(axes: "Axes", values: Sequence[Any]) -> list[Any]:
-    "Where `values` lie along the bottom; few dates become labels of their own."
+    "Where `values` lie along the bottom; few dates become labels of their own, as many as fit, the last one always."
     days = [value for value in values if isinstance(value, date) and not isinstance(value, datetime)]
     if not days or len(days) < len(values) or len(days) > FEW:
         return list(values)
     years = len({day.year for day in days}) > 1
-    axes.set_xticks(range(len(days)), [_date_label(day, years) for day in days])
+    figure = axes.get_figure(root=True)
+    fit = max(int((figure.get_figwidth() if figure else FULL) / (1.1 if years else 0.7)), 1)
+    ticks = range(len(days) - 1, -1, -math.ceil(len(days) / fit))[::-1]
+    axes.set_xticks(ticks, [_date_label(days[at], years) for at in ticks])
     return list(range(len(days)))
 
 # %% ../../nbs/trading/07_report.ipynb #13ae8c89

@@ -18,7 +18,7 @@ from typing import Any
 
 import polars as pl
 
-from ...core.calendar import shift
+from ...core.calendar import FIRST_DAY, LAST_DAY, shift
 from ...market.etl import EtlReport
 from ...market.lake import Lake, open_lake
 from ...market.quality import GateResult
@@ -238,9 +238,10 @@ def bars_around(
     rows: pl.DataFrame,  # symbol, date
 ) -> pl.DataFrame:  # symbol, date, open, high, low, close in raw prices
     "Good bars of the names in `rows`, from some weeks before the first to some weeks after the last."
-    if not len(rows):
+    days, weeks = rows["date"].drop_nulls().sort().to_list(), timedelta(days=45)
+    days = [day for day in days if FIRST_DAY <= day <= LAST_DAY]  # a slip may say 9999
+    if not days:
         return pl.DataFrame(schema={name: rows.schema.get(name, pl.Float64) for name in BAR})
-    days, weeks = rows["date"].sort().to_list(), timedelta(days=45)
     return lake.read("bars", days[0] - weeks, days[-1] + weeks, rows["symbol"].unique().to_list(), columns=BAR)
 
 

@@ -15,6 +15,7 @@ from html import escape
 
 import polars as pl
 
+from ...core.calendar import FIRST_DAY, LAST_DAY
 from ...core.errors import QualityError
 from ...market.lake import Lake
 from ...market.quality import GateResult
@@ -46,18 +47,17 @@ def in_common(gate: GateResult) -> str:
     "Whether the rows are of one kind, one name or one day, in a sentence."
     bad = gate.quarantined
     kinds = [f"{CHECKS.get(check, check).lower()} ({counted(rows, 'row')})" for check, rows in by_check(gate).rows()]
-    names, day = _most(bad["symbol"]), _most(bad["date"])
-    where = [f"of {names}"] if names else [f"of {counted(bad['symbol'].n_unique(), 'symbol')}"]
-    where.append(f"on {short_day(day)}" if isinstance(day, date) else f"on {counted(bad['date'].n_unique(), 'day')}")
-    share = "Most of them are" if names or day else "They are"
-    return f"{capital(listed(kinds))}. {share} {' and '.join(where)}."
+    where = f"{_of_most(bad['symbol'], 'of')}, {_of_most(bad['date'], 'on')}"
+    return f"{capital(listed(kinds))}. They are {where}."
 
 
-def _most(values: pl.Series) -> object:
-    "The value that most rows have; None where no value is so common."
+def _of_most(values: pl.Series, before: str) -> str:  # As in `mostly on 3 January 2024`, `of 7 symbols`
+    "The value that most rows have, or how many values there are."
     common = values.drop_nulls().value_counts(sort=True, name="rows").head(1)
-    enough = len(common) and common["rows"].item() >= MOST * len(values)
-    return common[values.name].item() if enough else None
+    if not len(common) or common["rows"].item() < MOST * len(values):
+        return f"{before} {counted(values.n_unique(), 'symbol' if before == 'of' else 'day')}"
+    value, whole = common[values.name].item(), common["rows"].item() == len(values)
+    return f"{'all' if whole else 'mostly'} {before} {short_day(value) if isinstance(value, date) else value}"
 
 # %% ../../../nbs/trading/pages/02a_refusal.ipynb #103b5e14
 def reached(lake: Lake) -> date | None:
@@ -97,8 +97,9 @@ def refusal_figures(gate: GateResult) -> Block:
 
 # %% ../../../nbs/trading/pages/02a_refusal.ipynb #7947e03d
 def by_day(gate: GateResult) -> pl.DataFrame:  # date, failing; in order of days, those without a failing row too
-    "Failing rows of each day of the delivery."
-    counts = [rows.drop_nulls("date").group_by("date").len(name) for rows, name in ((gate.quarantined, "failing"), (gate.good, "passed"))]  # fmt: skip
+    "Failing rows of each day of the delivery, but for days that cannot be."
+    near = gate.quarantined.filter(pl.col("date").is_between(FIRST_DAY, LAST_DAY), pl.col("check") != "future")
+    counts = [rows.group_by("date").len(name) for rows, name in ((near, "failing"), (gate.good, "passed"))]  # fmt: skip
     both = counts[0].join(counts[1], on="date", how="full", coalesce=True)
     return both.select("date", pl.col("failing").fill_null(0)).sort("date")
 
@@ -112,7 +113,7 @@ def spread_charts(gate: GateResult, most: int = 8) -> Block:
         lines(daily, "date", ["failing"], title, "integer", hint, width=HALF)
         if len(daily) > 40
         else bars(daily, "date", "failing", title, "integer", hint, width=HALF),
-        bars(names.head(most), "symbol", "rows", "Rows that failed, by name", "integer", _of_names(names, most), horizontal=True, height=2.4, width=HALF),
+        bars(names.head(most), "symbol", "rows", "Rows that failed, by name", "integer", _of_names(names, most), horizontal=True, width=HALF),
     )  # fmt: skip
 
 
