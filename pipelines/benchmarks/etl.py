@@ -1,14 +1,13 @@
 """ETL: sixteen years of real raw bars into the lake, one more day, and what pandas and DuckDB need for parts of it.
 
-Each round runs all of them, one after the other, and medians are reported. The ETL runs in a process of its own, imports done
-and the gate's library warm: from opening the file of raw bars to the recorded vintage. DuckDB reads the same Parquet file and
-writes it again, by year and with Zstandard level 3 as the lake does; once, where the ETL writes the bars twice, as delivered and
-as judged good.
+What is compared runs in turns, round after round, and medians are reported. ETL and DuckDB each run in a process of its own, all
+libraries imported and used once on a small file. The ETL goes from opening the file of raw bars to the recorded vintage. DuckDB
+reads the same Parquet file and writes it again, by year and with Zstandard level 3 as the lake does; once, where the ETL writes
+the bars twice, as delivered and as judged good.
 """
 
 import json
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -105,8 +104,16 @@ def days(symbols: int = 500, years: int = 5, more: int = 7) -> dict[str, Any]:
         return {"s": median(took[1:]), **report.counts}
 
 
+def duckdb_alone(bars: Path) -> dict[str, Any]:
+    "DuckDB on `bars` in this process: seconds."
+    with TemporaryDirectory() as tmp:
+        small, _ = few_bars(Path(tmp), 20, sessions(date(2013, 11, 1), date(2014, 1, 31)))
+        by_duckdb(small, Path(tmp) / "warm")
+        return {"s": seconds(lambda: by_duckdb(bars, Path(tmp) / "whole"))}
+
+
 def in_a_process(*arguments: object) -> dict[str, Any]:
-    "What `whole` or `days` answers from a process of its own."
+    "What `whole`, `days` or `duckdb_alone` answers from a process of its own."
     command = [sys.executable, "-m", "pipelines.benchmarks.etl", *map(str, arguments)]
     answer = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     return json.loads(answer.stdout.splitlines()[-1])
@@ -139,21 +146,18 @@ def by_duckdb(bars: Path, folder: Path) -> None:
     "Read `bars`, write them by year."
     import duckdb
 
-    shutil.rmtree(folder, ignore_errors=True)
     with duckdb.connect() as connection:
         rows = connection.read_parquet(str(bars)).project(f"{', '.join(RAW)}, year(date) as year")
         rows.write_parquet(str(folder), partition_by=["year"], compression="zstd")
 
 
 @contextmanager
-def prepared() -> Iterator[tuple[Path, Path, Path, pl.DataFrame, pl.DataFrame]]:
-    "A folder, the file of raw bars, the file of its splits, and both as frames."
+def prepared() -> Iterator[tuple[Path, Path]]:
+    "The file of raw bars, and a file of its splits."
     with TemporaryDirectory() as tmp:
         bars, actions = real_data() / "sp_raw_adj_1998_2014.parquet", Path(tmp) / "splits.parquet"
-        rows = pl.read_parquet(bars)
-        events = events_of(rows)
-        events.write_parquet(actions)
-        yield Path(tmp), bars, actions, rows.select(RAW), events
+        events_of(pl.read_parquet(bars)).write_parquet(actions)
+        yield bars, actions
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -168,11 +172,13 @@ def main() -> list[Result]:
     if missing("sp_raw_adj_1998_2014.parquet"):
         return []
     etl, duck, pandas, ours = [], [], [], []
-    with prepared() as (folder, file, actions, bars, events):
-        frames = bars.to_pandas(), events.to_pandas()
+    with prepared() as (file, actions):
         for _ in range(ROUNDS):
             etl.append(in_a_process("whole", file, actions))
-            duck.append(seconds(lambda: by_duckdb(file, folder / "duck")))
+            duck.append(in_a_process("duckdb_alone", file)["s"])
+        bars, events = pl.read_parquet(file, columns=RAW), pl.read_parquet(actions)
+        frames = bars.to_pandas(), events.to_pandas()
+        for _ in range(ROUNDS):
             pandas.append(seconds(lambda: by_pandas(*frames)))
             ours.append(seconds(lambda: adjust(bars, events, "total_return", "prev_close")))
     took = median(run["s"] for run in etl)
@@ -191,4 +197,5 @@ def main() -> list[Result]:
 
 if __name__ == "__main__":
     name, *rest = sys.argv[1:]
-    print(json.dumps(whole(*map(Path, rest)) if name == "whole" else days(), default=str))
+    parts: dict[str, Callable[..., dict[str, Any]]] = {"whole": whole, "days": days, "duckdb_alone": duckdb_alone}
+    print(json.dumps(parts[name](*map(Path, rest)), default=str))
