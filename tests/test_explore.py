@@ -1,12 +1,14 @@
 "The exploring notebook runs on a lake of anybody's, with little in it as with much."
 
+import json
+import os
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
 import polars as pl
 import pytest
-from execnb.shell import CaptureShell
-from fastcore.nbio import read_nb
 
 from tradenb.core.clock import SimulatedClock, new_york
 from tradenb.core.settings import load
@@ -32,23 +34,35 @@ def plain(tmp_path: Path) -> Path:
     return settings.root
 
 
-def run_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> CaptureShell:
-    monkeypatch.setenv("TRADENB_CORE__ROOT", str(root))
-    monkeypatch.chdir(BOOK.parent)
-    shell = CaptureShell(BOOK)
-    shell.run_all(read_nb(BOOK), exc_stop=True)
-    return shell
+# A shell of IPython takes matplotlib and the display hook of its process over, so it gets a process of its own
+RUN = """
+import json, sys
+from execnb.shell import CaptureShell
+from fastcore.nbio import read_nb
+
+shell = CaptureShell(sys.argv[1])
+shell.run_all(read_nb(sys.argv[1]), exc_stop=True)
+print(json.dumps({"root": str(shell.user_ns["settings"].root), "name": shell.user_ns["name"]}))
+"""
 
 
-def test_it_opens_the_users_lake_even_where_little_has_happened(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_on(root: Path) -> dict[str, str]:
+    "Run the whole notebook on a data root: the root of the lake that it opened, and the company that it chose."
+    environment = os.environ | {"TRADENB_CORE__ROOT": str(root), "MPLBACKEND": "agg"}
+    command = [sys.executable, "-c", RUN, str(BOOK)]
+    done = subprocess.run(command, env=environment, cwd=BOOK.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_it_opens_the_users_lake_even_where_little_has_happened(plain: Path) -> None:
     before = sorted(file.relative_to(plain) for file in plain.rglob("*"))
-    shell = run_on(plain, monkeypatch)
-    assert shell.user_ns["settings"].root == plain
+    assert run_on(plain)["root"] == str(plain)
     assert sorted(file.relative_to(plain) for file in plain.rglob("*")) == before
 
 
-def test_where_there_is_no_lake_it_builds_one_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shell = run_on(tmp_path / "nothing", monkeypatch)
-    assert shell.user_ns["settings"].root != tmp_path / "nothing"
-    assert shell.user_ns["name"] == "TUCO"
+def test_where_there_is_no_lake_it_builds_one_elsewhere(tmp_path: Path) -> None:
+    opened = run_on(tmp_path / "nothing")
+    assert opened["root"] != str(tmp_path / "nothing")
+    assert opened["name"] == "TUCO"
     assert not (tmp_path / "nothing").exists()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -202,14 +202,22 @@ def fresh(tmp_path: Path) -> Desk:
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     "No test leaves a process or a listening port of ours behind."
-    before = listening()
+    before, others = listening(), ours()
     yield
-    children = psutil.Process().children(recursive=True)
-    strays = [child for child in children if "tradenb" in " ".join(child.cmdline())]
+    strays = ours() - others
     for child in strays:
         child.send_signal(signal.SIGKILL)
     assert not strays
     assert listening() <= before
+
+
+def ours() -> set[psutil.Process]:
+    "The processes of ours below this one; one that has ended is none."
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found |= {child} if "tradenb" in " ".join(child.cmdline()) else set()
+    return found
 
 
 def listening() -> set[int]:

@@ -7,8 +7,9 @@ import runpy
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def undisturbed(base: Path) -> Callable[[bool], dict[str, pl.DataFrame]]:
 
 
 @pytest.fixture(scope="module")
-def start() -> Callable[..., Any]:
+def start() -> Iterator[Callable[..., Any]]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["great_expectations", "tradenb.market.etl", "tradenb.market.catalog", "deltalake"])
 
@@ -108,7 +109,8 @@ def start() -> Callable[..., Any]:
         process.start()
         return process
 
-    return run
+    yield run
+    forkserver._forkserver._stop()
 
 
 def ended(process: Any) -> int:
