@@ -228,6 +228,15 @@ def test_a_split_restates_positions_and_waiting_orders_before_the_open(open_venu
     assert floor.value(venue).equity == equity
 
 
+@pytest.mark.parametrize("order_of_rows", [1, -1])
+def test_a_dividend_of_the_day_of_a_split_is_paid_on_the_shares_after_it(open_venue, order_of_rows):
+    day = [("ACME", TUESDAY, "split", 2.0, 0.0), ("ACME", TUESDAY, "dividend", 1.0, 0.25)]
+    venue = open_venue(actions=day[::order_of_rows])
+    floor.submit(venue, order(qty=100, force="opg"))
+    floor.step(venue, new_york(TUESDAY, 9))
+    assert venue.account.dividends == 50
+
+
 def test_dividends_come_to_the_long_and_are_owed_by_the_short_of_the_evening_before(open_venue):
     venue = open_venue(actions=[("ACME", TUESDAY, "dividend", 1.0, 0.5), ("BETA", TUESDAY, "dividend", 1.0, 0.1)])
     floor.submit(venue, order(force="opg"))

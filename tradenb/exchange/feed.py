@@ -145,7 +145,7 @@ class Feed:
         self.assets = {a.symbol: a for a in map(_asset, read_table(self.folder, "assets").iter_rows(named=True))}
         self.announcements = read_table(self.folder, "actions").sort("ex_date", "symbol", "kind")
         actions = [_action(row, paid_in_shares(self.bars, row)) for row in self.announcements.iter_rows(named=True)]
-        self.actions = sorted(actions, key=lambda a: (a.ex_date, a.symbol, a.ends))
+        self.actions = sorted(actions, key=lambda a: (a.ex_date, a.symbol, a.ends, a.kind not in SHARE_KINDS))
         self.session = lru_cache(8)(self._session)
 
     @cached_property
