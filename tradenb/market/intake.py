@@ -135,10 +135,10 @@ def restated(
     known: pl.DataFrame,  # raw_bars of those days, the latest delivery
 ) -> list[str]:  # Tickers
     "Those whose oldest delivered day that was known came with other prices."
-    both = delivered.join(known, on=["symbol", "date"], suffix="_before").sort("symbol", "date")
-    oldest = both.unique("symbol", keep="first", maintain_order=True)
-    other = pl.any_horizontal(pl.col(name).ne_missing(pl.col(f"{name}_before")) for name in PRICES)
-    return oldest.filter(other)["symbol"].to_list()
+    key = ["symbol", "date"]
+    oldest = delivered.join(known, on=key, how="semi").group_by("symbol").agg(pl.col("date").min())
+    other = delivered.join(known, on=[*key, *PRICES], how="anti", nulls_equal=True)
+    return other.join(oldest, on=key, how="semi")["symbol"].unique().sort().to_list()
 
 
 def whole_delivery(source: Source, draft: Draft, todo: Plan) -> pl.DataFrame:
