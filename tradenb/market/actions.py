@@ -131,6 +131,26 @@ def _effective(actions: pl.DataFrame) -> pl.DataFrame:
 VALUED_WITHIN = timedelta(days=14)  # Ten sessions
 
 
+def _beside_target(
+    rows: pl.DataFrame,  # corporate_actions
+    closes: pl.DataFrame,  # symbol, date, close; raw
+    side: Literal["forward", "backward"],  # The first bar from the ex-date on, or the last before it
+) -> pl.DataFrame:  # `rows` by target and ex-date, with target_day and target_close
+    "Look up what the other company closed at."
+    named = rows["target"].drop_nulls().unique().to_list()
+    bars = closes.filter(pl.col("symbol").is_in(named)).select(target="symbol", target_day="date", target_close="close")
+    return rows.sort("target", "ex_date").join_asof(
+        bars.sort("target", "target_day"),
+        left_on="ex_date",
+        right_on="target_day",
+        by="target",
+        strategy=side,
+        allow_exact_matches=side == "forward",
+        coalesce=False,
+        check_sortedness=False,
+    )
+
+
 def value_spin_offs(
     actions: pl.DataFrame,  # corporate_actions
     closes: pl.DataFrame,  # symbol, date, close; raw, of the companies spun off
@@ -138,26 +158,14 @@ def value_spin_offs(
     "Give a spin-off that names its target and no value the value of the shares handed out: ratio × the target's first close."
     silent = pl.col("kind").eq("spin_off") & pl.col("cash").eq(0) & pl.col("target").is_not_null()
     rows = _with(actions, target=pl.String, valued_on=pl.Date)
-    if (waiting := rows.filter(silent)).is_empty():
+    if rows.filter(silent).is_empty():
         return actions
-    first = closes.filter(pl.col("symbol").is_in(waiting["target"].unique().to_list())).select(
-        pl.col("symbol").alias("target"), pl.col("date").alias("first_day"), pl.col("close").alias("first_close")
-    )
-    seen = rows.sort("target", "ex_date").join_asof(
-        first.sort("target", "first_day"),
-        left_on="ex_date",
-        right_on="first_day",
-        by="target",
-        strategy="forward",
-        tolerance=VALUED_WITHIN,
-        coalesce=False,
-        check_sortedness=False,
-    )
-    now = silent & pl.col("first_day").is_not_null()
-    late = now & (pl.col("first_day") > pl.col("ex_date"))
+    seen, day = _beside_target(rows, closes, "forward"), pl.col("target_day")
+    now = silent & (day <= pl.col("ex_date") + VALUED_WITHIN).fill_null(False)
+    late = now & (day > pl.col("ex_date"))
     valued = seen.with_columns(
-        pl.when(now).then(pl.col("ratio") * pl.col("first_close")).otherwise("cash").alias("cash"),
-        pl.when(late).then("first_day").otherwise("valued_on").alias("valued_on"),
+        pl.when(now).then(pl.col("ratio") * pl.col("target_close")).otherwise("cash").alias("cash"),
+        pl.when(late).then(day).otherwise("valued_on").alias("valued_on"),
     )
     return valued.select(rows.columns).sort("symbol", "ex_date", "kind", "target")
 
@@ -326,25 +334,15 @@ def value_delistings(
     "Turn a delisting that pays in shares into one that pays cash + ratio × the target's last close before the ex-date."
     swapped = pl.col("kind").eq("delisting") & pl.col("target").is_not_null()
     actions = _with(actions, target=pl.String)
-    targets = actions.filter(swapped)["target"].unique().to_list()
-    last = closes.filter(pl.col("symbol").is_in(targets)).select(
-        pl.col("symbol").alias("target"), pl.col("date").alias("last_day"), pl.col("close").alias("last_close")
-    )
-    seen = actions.sort("target", "ex_date").join_asof(
-        last.sort("target", "last_day"),
-        left_on="ex_date",
-        right_on="last_day",
-        by="target",
-        strategy="backward",
-        allow_exact_matches=False,
-        coalesce=False,
-        check_sortedness=False,
-    )
-    fresh = (pl.col("last_day") >= pl.col("ex_date") - VALUED_WITHIN) | pl.col("target").eq(pl.col("symbol"))
+    seen = _beside_target(actions, closes, "backward")
+    fresh = (pl.col("target_day") >= pl.col("ex_date") - VALUED_WITHIN) | pl.col("target").eq(pl.col("symbol"))
     now = swapped & fresh.fill_null(False)
     return (
         seen.with_columns(
-            pl.when(now).then(pl.col("cash") + pl.col("ratio") * pl.col("last_close")).otherwise("cash").alias("cash"),
+            pl.when(now)
+            .then(pl.col("cash") + pl.col("ratio") * pl.col("target_close"))
+            .otherwise("cash")
+            .alias("cash"),
             pl.when(now).then(1.0).otherwise("ratio").alias("ratio"),
             pl.when(now).then(None).otherwise("target").alias("target"),
         )
