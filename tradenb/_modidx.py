@@ -100,6 +100,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tradenb.core.errors.ConfigError': ('core/errors.html#configerror', 'tradenb/core/errors.py'),
                                      'tradenb.core.errors.DataError': ('core/errors.html#dataerror', 'tradenb/core/errors.py'),
                                      'tradenb.core.errors.DependencyError': ('core/errors.html#dependencyerror', 'tradenb/core/errors.py'),
+                                     'tradenb.core.errors.ExpressionError': ('core/errors.html#expressionerror', 'tradenb/core/errors.py'),
                                      'tradenb.core.errors.FreshnessError': ('core/errors.html#freshnesserror', 'tradenb/core/errors.py'),
                                      'tradenb.core.errors.IllegalTransition': ( 'core/errors.html#illegaltransition',
                                                                                 'tradenb/core/errors.py'),
