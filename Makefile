@@ -18,6 +18,8 @@ BENCH ?=
 # The environment is complete when the file named after the lock (and this folder: scripts hold its path) is there.
 STAMP := .venv/.stamp-$(shell { pwd -P; cat requirements.lock; } | git hash-object --stdin | cut -c 1-16)
 ENV := .venv/.project
+# Machine code of the feature kernels, which the environment keeps; what only writes, formats or checks does not wait for it.
+KERNELS := $(if $(wildcard tradenb/features/kernels.py),.venv/.kernels)
 
 help: ## List what there is to type (this)
 	@echo "tradenb: the notebook you research in is the production code"
@@ -26,7 +28,7 @@ help: ## List what there is to type (this)
 	@echo
 	@echo "First time: make run"
 
-install: $(ENV) ## Build .venv from requirements.lock; nothing to do when it is up to date
+install: $(ENV) $(KERNELS) ## Build .venv from requirements.lock; nothing to do when it is up to date
 
 $(STAMP):
 	@for python in "$$PYTHON" python3.12 python3.11 python3 python; do \
@@ -42,7 +44,11 @@ $(ENV): $(STAMP) pyproject.toml requirements.in
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index --editable .
 	@touch $@
 
-run: $(ENV) ## The daily job for the next session, end to end (ARGS="--date 2024-01-05 --verbose")
+# Says by itself why it could not; features are then computed by NumPy, and the next `make` tries again.
+.venv/.kernels: tradenb/features/kernels.py $(ENV)
+	@! $(BIN)/python -m tradenb.features.compiled || touch $@
+
+run: $(ENV) $(KERNELS) ## The daily job for the next session, end to end (ARGS="--date 2024-01-05 --verbose")
 	@$(BIN)/tradenb paper-run $(ARGS)
 
 # One thread per process: several run at once. pytest comes last, its closing line is the verdict; both always run.
@@ -50,14 +56,14 @@ test test-cov: export OMP_NUM_THREADS := 1
 test test-cov: export POLARS_MAX_THREADS := 1
 test test-cov: export MPLBACKEND := agg
 
-test: $(ENV) ## The notebooks' own tests, then pytest (JOBS=2)
+test: $(ENV) $(KERNELS) ## The notebooks' own tests, then pytest (JOBS=2)
 	@failed=0; \
 	echo "The notebooks:"; $(BIN)/nbdev-test --n-workers $(JOBS) --timing || failed=1; \
 	echo "pytest:"; $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS) || failed=1; \
 	test $$failed = 0 || echo "make test: failed (the notebooks, pytest, or both: see above)" >&2; \
 	exit $$failed
 
-test-cov: $(ENV) ## pytest with coverage; the pages are in htmlcov/
+test-cov: $(ENV) $(KERNELS) ## pytest with coverage; the pages are in htmlcov/
 	@$(BIN)/pytest -n $(JOBS) --dist worksteal --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
 
 lint: $(ENV) ## ruff, mypy, and whether package, notebooks and README are in step
@@ -97,10 +103,10 @@ readme: $(ENV) ## Write README.md from nbs/index.ipynb
 lock: $(ENV) ## Resolve requirements.in into requirements.lock (ARGS=--upgrade for the newest versions)
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --no-emit-index-url $(ARGS) requirements.in -o requirements.lock
 
-bench: $(ENV) ## Measure (BENCH=name for one of them)
+bench: $(ENV) $(KERNELS) ## Measure (BENCH=name for one of them)
 	@$(BIN)/python -m pipelines.benchmarks $(BENCH)
 
-up: $(ENV) ## Start everything long-running: services, exchange, scheduler, MLflow
+up: $(ENV) $(KERNELS) ## Start everything long-running: services, exchange, scheduler, MLflow
 	@$(BIN)/python -m pipelines.services up
 
 down: $(ENV) ## Stop what `make up` started

@@ -54,3 +54,8 @@ def test_a_dot_env_file_is_read_and_the_real_environment_beats_it(tmp_path: Path
         check=True,
     )
     assert done.stdout.split() == ["9", "4"]
+
+
+def test_what_computes_features_changes_no_hash_for_it_changes_no_value() -> None:
+    hashes = {load({"features.engine": engine}, env={}).hash for engine in ("auto", "numpy", "numba")}
+    assert hashes == {load({"features.scheduler": "tcp://127.0.0.1:8786"}, env={}).hash}

@@ -166,9 +166,11 @@ class Alpaca(Section):
 
 # %% ../../nbs/core/04_settings.ipynb #97d3c2fa
 class Features(Section):
-    "The feature set."
+    "The feature set, and what computes it; the values are the same to the bit in every way."
 
     set: Literal["alpha158"]
+    engine: Literal["auto", "numpy", "numba"]
+    scheduler: str
 
 
 class Label(Section):
@@ -304,6 +306,7 @@ class Settings(Section):
                 "core": {"root", "database_url", "log_level"},
                 "services": True,
                 "lake": True,
+                "features": {"engine", "scheduler"},
                 "alpaca": {"data_url", "trading_url", "requests_per_minute", "attempts", "backoff_s", "timeout_s"},
                 "execution": {"broker_key_id", "broker_secret"},
             },
