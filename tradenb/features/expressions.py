@@ -22,13 +22,13 @@ from .panel import FIELDS
 
 # %% auto #0
 __all__ = ['OPERATORS', 'NUMBERS', 'WINDOWS', 'COMPARISONS', 'Number', 'UFUNCS', 'WEAK', 'EXAMPLES', 'MAX_WINDOW', 'SHORTEST',
-           'WRONG_TYPES', 'TYPE_NAMES', 'MAX_LENGTH', 'MAX_DEPTH', 'FIELD', 'FOREIGN', 'NUMERAL', 'GOOD_NUMERAL',
-           'BINARY', 'NO_SIGNS', 'COMPARE', 'MIRRORED', 'ELSEWHERE', 'OTHERS', 'READERS', 'takes_number', 'Node',
+           'TAKES', 'KINDS', 'ELSEWHERE', 'CALLED_ELSEWHERE', 'MAX_LENGTH', 'MAX_DEPTH', 'FIELD', 'FOREIGN', 'NUMERAL',
+           'GOOD_NUMERAL', 'BINARY', 'NO_SIGNS', 'COMPARE', 'MIRRORED', 'OTHERS', 'READERS', 'takes_number', 'Node',
            'canonical', 'result_type', 'code', 'kind', 'Refusal', 'refusal', 'series_refusal', 'example',
            'window_refusal', 'window_rules', 'type_refusal', 'as_number', 'in_place', 'refuse', 'excerpt', 'mask',
            'check_characters', 'Reader', 'parse', 'refuse_syntax', 'closest', 'read_name', 'refuse_name',
-           'read_constant', 'sound', 'read_binary', 'build', 'read_compare', 'read_unary', 'read_call', 'operator_name',
-           'arguments', 'read_other']
+           'read_constant', 'sound', 'read_binary', 'build', 'read_compare', 'refuse_chain', 'read_unary', 'read_call',
+           'operator_name', 'arguments', 'read_other']
 
 # %% ../../nbs/features/02_expressions.ipynb #cbcce2bd
 OPERATORS: dict[str, tuple[str, ...]] = {
@@ -215,15 +215,22 @@ def window_rules(op: str, n: Number, operands: str) -> Iterator[tuple[bool, str,
     yield op == "Corr" and n == 0, "Corr has no window over all history, in pyqlib neither", f"Corr({operands},250)"
 
 # %% ../../nbs/features/02_expressions.ipynb #0b011805
-WRONG_TYPES = {
-    "Log": ("b1", "i8"),
-    "Power": ("b1", "i8"),
-    "And": ("f4", "f8", "float"),
-    "Or": ("f4", "f8", "float"),
-    "Not": ("f4", "f8", "float"),
-    "Ref": ("b1",),
-    "Delta": ("b1",),
-}  # operator → types of an operand that it does not take
+TAKES = {
+    "Log": ("floats", ("b1", "i8")),
+    "Power": ("floats", ("b1", "i8")),
+    "And": ("conditions", ("f4", "f8", "float")),
+    "Or": ("conditions", ("f4", "f8", "float")),
+    "Not": ("conditions", ("f4", "f8", "float")),
+    "Ref": ("numbers", ("b1",)),
+    "Delta": ("numbers", ("b1",)),
+}  # operator → what it takes, and the types of an operand that are something else
+KINDS = {
+    "b1": "a condition",
+    "i8": "whole numbers",
+    "f4": "a series of floats",
+    "f8": "a series of floats",
+    "float": "a fraction",
+}
 
 
 def type_refusal(op: str, args: tuple[Node, ...]) -> Refusal | None:
@@ -232,18 +239,10 @@ def type_refusal(op: str, args: tuple[Node, ...]) -> Refusal | None:
     if op in ("Sub", "Div") and kinds == ("b1", "b1"):
         return Refusal(f"{op} of two conditions is not defined", f"{op}({as_number(args[0])},{as_number(args[1])})")
     for i, (arg, k) in enumerate(zip(args, kinds, strict=True)):
-        if k in WRONG_TYPES.get(op, ()):
-            return Refusal(f"{op} does not take {TYPE_NAMES[k]}", in_place(op, arg), i)
+        takes, others = TAKES.get(op, ("", ()))
+        if k in others:
+            return Refusal(f"{op} takes {takes}, not {KINDS[k]}", in_place(op, arg), i)
     return None
-
-
-TYPE_NAMES = {
-    "b1": "a condition",
-    "i8": "whole numbers",
-    "f4": "a series that is no condition",
-    "f8": "a series that is no condition",
-    "float": "a fraction",
-}
 
 
 def as_number(condition: Node) -> str:
@@ -281,6 +280,17 @@ def excerpt(text: str, at: int, width: int = 72) -> tuple[str, int]:  # Part of 
     return left + part + right, at - start + len(left)
 
 # %% ../../nbs/features/02_expressions.ipynb #ba5c347b
+ELSEWHERE = {
+    "P": ("P reads Qlib's point-in-time database", "a field of daily bars, like $close"),
+    "PRef": ("PRef reads Qlib's point-in-time database", "a field of daily bars, like $close"),
+    "ChangeInstrument": ("ChangeInstrument reads another symbol's bars", "that series as a field of its own"),
+    "Mask": ("Mask reads another symbol's bars", "that series as a field of its own"),
+    "TResample": ("TResample changes the calendar", "a window of sessions, like Mean($close,5)"),
+    "Rolling": ("Rolling is the base of the windows and none itself", "Mean($close,5)"),
+    "Feature": ("Feature is what $ stands for", "$close"),
+    "PFeature": ("PFeature reads Qlib's point-in-time database", "a field of daily bars, like $close"),
+}  # operators of pyqlib's that are none here → reason, what to write instead
+CALLED_ELSEWHERE = re.compile(rf"(?<![\w$.])({'|'.join(ELSEWHERE)})\s*\(")
 MAX_LENGTH = 10_000  # Characters of one expression
 MAX_DEPTH = 150  # Operators inside operators
 FIELD = re.compile(r"\$(\$?)([\w、：（）]*)")  # The Chinese signs as in pyqlib
@@ -322,6 +332,8 @@ def check_characters(text: str) -> None:
         )
     if not text.strip():
         refuse(text, 0, "the expression is empty", "$close")
+    if found := CALLED_ELSEWHERE.search(text):
+        refuse(text, found.start(), *ELSEWHERE[found[1]])
     if found := FOREIGN.search(text):
         refuse(text, found.start(), f"{found[0]!r} has no place in an expression", "fields, numbers and operators only")
     for numeral in NUMERAL.finditer(text):
@@ -369,7 +381,7 @@ def parse(
     try:
         tree = ast.parse(source.lstrip(), mode="eval").body
     except SyntaxError as error:
-        refuse_syntax(text, lead + (error.offset or 1) - 1, error.msg)
+        refuse_syntax(text, lead + error.offset - 1 if error.offset else len(text.rstrip()), error.msg)
     except (RecursionError, MemoryError, ValueError):
         refuse(text, lead, f"more than {MAX_DEPTH} operators are inside each other", "several features")
     found = Reader(text, source.lstrip(), lead, names, fields).read(tree, 0)
@@ -380,7 +392,6 @@ def parse(
 
 def refuse_syntax(text: str, at: int, message: str) -> NoReturn:
     "Python's syntax errors in words of this language."
-    at = max(0, min(at, len(text)))
     if "never closed" in message or "unmatched" in message:
         refuse(text, at, message, "as many closing as opening brackets")
     if not text[at:].strip():
@@ -452,13 +463,14 @@ NO_SIGNS = {"Mod": "%", "FloorDiv": "//", "BitXor": "^", "LShift": "<<", "RShift
 def read_binary(reader: Reader, tree: ast.BinOp, depth: int) -> Node | Number:
     "Two operands and a sign."
     if type(tree.op) not in BINARY:
-        sign = NO_SIGNS.get(type(tree.op).__name__, "this sign")
-        reader.refuse(tree.right, f"{sign} is no operator of the language", "one of + - * / ** & |")
+        sign = NO_SIGNS.get(type(tree.op).__name__, "this")
+        at = reader.text.find(sign, reader.at(tree.left, "end_col_offset"))
+        refuse(reader.text, max(at, 0), f"{sign} is no sign of the language", "one of + - * / ** & |")
     op, fold = BINARY[type(tree.op)]
     left, right = reader.read(tree.left, depth), reader.read(tree.right, depth)
     if isinstance(left, Node) or isinstance(right, Node):
-        operands = (right, left) if op == "Mul" and not isinstance(left, Node) else (left, right)
-        return build(reader, tree, op, *operands)
+        sides = [(left, tree.left), (right, tree.right)]
+        return build(reader, tree, op, sides[::-1] if op == "Mul" and not isinstance(left, Node) else sides)
     if op == "Power" and abs(right) * math.log2(abs(left) + 1) > 2000:
         reader.refuse(tree, f"{reader.written(tree)[:40]} is out of reach", "a number like 1e-12")
     try:
@@ -467,61 +479,71 @@ def read_binary(reader: Reader, tree: ast.BinOp, depth: int) -> Node | Number:
         reader.refuse(tree, f"{reader.written(tree)[:40]} is no number ({error})", "a number like 1e-12")
 
 
-def build(reader: Reader, tree: ast.AST, op: str, *operands: Node | Number) -> Node:
+def build(
+    reader: Reader,
+    tree: ast.AST,  # The whole
+    op: str,
+    sides: list[tuple[Node | Number, ast.expr]],  # Both operands and where they stand
+) -> Node:
     "The node of operands joined by a sign."
-    args = tuple(x if isinstance(x, Node) else Node("Constant", params=(x,)) for x in operands)
+    args = tuple(x if isinstance(x, Node) else Node("Constant", params=(x,)) for x, _ in sides)
     if found := refusal(op, args, ()):
-        reader.refuse(tree, found.reason, found.instead)
+        reader.refuse(tree if found.argument is None else sides[found.argument][1], found.reason, found.instead)
     return Node(op, args)
 
 # %% ../../nbs/features/02_expressions.ipynb #7171b018
-COMPARE = {ast.Gt: "Gt", ast.GtE: "Ge", ast.Lt: "Lt", ast.LtE: "Le", ast.Eq: "Eq", ast.NotEq: "Ne"}
+COMPARE: dict[type[ast.cmpop], tuple[str, str]] = {
+    ast.Gt: ("Gt", ">"),
+    ast.GtE: ("Ge", ">="),
+    ast.Lt: ("Lt", "<"),
+    ast.LtE: ("Le", "<="),
+    ast.Eq: ("Eq", "=="),
+    ast.NotEq: ("Ne", "!="),
+}
 MIRRORED = {"Gt": "Lt", "Ge": "Le", "Lt": "Gt", "Le": "Ge", "Eq": "Eq", "Ne": "Ne"}
 
 
 def read_compare(reader: Reader, tree: ast.Compare, depth: int) -> Node:
     "A comparison of two operands."
-    if len(tree.ops) > 1:
-        reader.refuse(
-            tree.comparators[1],
-            "a comparison of three, of which pyqlib keeps the last two",
-            "(a<b) & (b<c), each in brackets",
-        )
-    if type(tree.ops[0]) not in COMPARE:
+    if any(type(op) not in COMPARE for op in tree.ops):
         reader.refuse(tree.comparators[0], "is and in compare no series", "== or !=")
-    op = COMPARE[type(tree.ops[0])]
-    left, right = reader.read(tree.left, depth), reader.read(tree.comparators[0], depth)
-    if isinstance(left, Node) or not isinstance(right, Node):
-        return build(reader, tree, op, left, right)
-    return build(reader, tree, MIRRORED[op], right, left)
+    if len(tree.ops) > 1:
+        refuse_chain(reader, tree)
+    op = COMPARE[type(tree.ops[0])][0]
+    sides = [(reader.read(x, depth), x) for x in (tree.left, tree.comparators[0])]
+    if isinstance(sides[0][0], Node) or not isinstance(sides[1][0], Node):
+        return build(reader, tree, op, sides)
+    return build(reader, tree, MIRRORED[op], sides[::-1])
+
+
+def refuse_chain(reader: Reader, tree: ast.Compare) -> NoReturn:
+    "`a < b < c`, which is mostly meant, or comes from `a < b & c < d` without brackets."
+    signs = [COMPARE[type(op)][1] for op in tree.ops]
+    left, *others = (reader.written(x) for x in (tree.left, *tree.comparators))
+    middle = tree.comparators[0]
+    if isinstance(middle, ast.BinOp) and isinstance(middle.op, ast.BitAnd | ast.BitOr):
+        sign = "&" if isinstance(middle.op, ast.BitAnd) else "|"
+        pair = f"({left}{signs[0]}{reader.written(middle.left)}) {sign} ({reader.written(middle.right)}{signs[1]}{others[1]})"
+        reader.refuse(middle, f"{sign} binds its neighbours before {signs[0]} compares", pair)
+    pair = f"({left}{signs[0]}{others[0]}) & ({others[0]}{signs[1]}{others[1]})"
+    reader.refuse(tree.comparators[1], "of a chain of comparisons pyqlib keeps the last alone", pair)
 
 
 def read_unary(reader: Reader, tree: ast.UnaryOp, depth: int) -> Number:
     "The sign of a number; a series has none."
-    part = reader.written(tree.operand)
+    sign = "not" if isinstance(tree.op, ast.Not) else reader.written(tree)[0]
+    part = reader.written(tree)[len(sign) :].strip()
     if isinstance(tree.op, ast.Not):
-        reader.refuse(tree, "not asks Python, not the series", f"Not({part})")
+        reader.refuse(tree, "not asks Python, which knows no series", f"Not({part})")
     value = reader.read(tree.operand, depth)
     if isinstance(value, Node):
         instead = {ast.USub: f"(0-{part})", ast.UAdd: part, ast.Invert: f"Not({part})"}[type(tree.op)]
-        reader.refuse(tree, f"a series takes no sign {reader.written(tree)[0]}", instead)
+        reader.refuse(tree, f"a series takes no sign {sign}", instead)
     if isinstance(tree.op, ast.Invert):
         reader.refuse(tree, "~ is no operator of the language", "Not(condition)")
     return -value if isinstance(tree.op, ast.USub) else value
 
-# %% ../../nbs/features/02_expressions.ipynb #4404a819
-ELSEWHERE = {
-    "P": ("P reads Qlib's point-in-time database", "a field of daily bars, like $close"),
-    "PRef": ("PRef reads Qlib's point-in-time database", "a field of daily bars, like $close"),
-    "ChangeInstrument": ("ChangeInstrument reads another symbol's bars", "that series as a field of its own"),
-    "Mask": ("Mask reads another symbol's bars", "that series as a field of its own"),
-    "TResample": ("TResample changes the calendar", "a window of sessions, like Mean($close,5)"),
-    "Rolling": ("Rolling is the base of the windows and none itself", "Mean($close,5)"),
-    "Feature": ("Feature is what $ stands for", "$close"),
-    "PFeature": ("PFeature reads Qlib's point-in-time database", "a field of daily bars, like $close"),
-}  # operators of pyqlib's that are none here → reason, what to write instead
-
-
+# %% ../../nbs/features/02_expressions.ipynb #325b896b
 def read_call(reader: Reader, tree: ast.Call, depth: int) -> Node:
     "An operator with its arguments."
     op = operator_name(reader, tree.func)
@@ -542,13 +564,16 @@ def read_call(reader: Reader, tree: ast.Call, depth: int) -> Node:
 def operator_name(reader: Reader, tree: ast.expr) -> str:
     "The operator that is called."
     if not isinstance(tree, ast.Name) or reader.at(tree) in reader.names:
+        if isinstance(tree, ast.Attribute):
+            near = closest(tree.attr, OPERATORS)
+            reader.refuse(
+                tree, "a series has no methods", example(near) if near else "an operator, like Mean($close,20)"
+            )
         reader.refuse(
-            tree, f"{reader.written(tree)[:40]} is not an operator", "a sign before the bracket, like $close*(1+$open)"
+            tree, f"{reader.written(tree)[:40]} is no operator", "a sign before the bracket, like $close*(1+$open)"
         )
     if tree.id in OPERATORS:
         return tree.id
-    if tree.id in ELSEWHERE:
-        reader.refuse(tree, *ELSEWHERE[tree.id])
     if near := closest(tree.id, OPERATORS):
         reader.refuse(tree, f"unknown operator {tree.id}", near, "did you mean")
     reader.refuse(tree, f"unknown operator {tree.id}", "one of " + " ".join(OPERATORS))
@@ -569,10 +594,10 @@ def arguments(reader: Reader, tree: ast.Call, op: str) -> list[ast.expr]:
         reader.refuse(tree, f"{op} takes {len(names)} arguments ({', '.join(names)}), not {count}", example(op))
     return [given[n] for n in names]
 
-# %% ../../nbs/features/02_expressions.ipynb #325b896b
+# %% ../../nbs/features/02_expressions.ipynb #4404a819
 OTHERS: dict[type[ast.AST], tuple[str, str]] = {
-    ast.BoolOp: ("and, or ask Python, not the series", "& and |, with each comparison in brackets"),
-    ast.IfExp: ("if … else asks Python, not the series", "If(condition,left,right)"),
+    ast.BoolOp: ("and, or ask Python, which knows no series", "& and |, with each comparison in brackets"),
+    ast.IfExp: ("if … else asks Python, which knows no series", "If(condition,left,right)"),
     ast.Tuple: ("a comma belongs inside the brackets of an operator", "one expression"),
     ast.Attribute: ("a series has no attributes", "an operator, like Mean($close,5)"),
 }
