@@ -151,6 +151,17 @@ def test_a_name_that_is_no_peer_changes_no_bit_of_the_others(step: Step) -> None
     assert np.isnan(step.of(wild, there)[:, absent]).all()
 
 
+@given(st.integers(0, 999), st.integers(1, 400), st.integers(0, 400))
+def test_a_sum_is_the_same_whoever_is_absent_and_however_many_days_are_summed(seed: int, n: int, more: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, among = rng.normal(size=(1, n, 5)), np.zeros((1, n + more, 5))
+    among[:, np.sort(rng.choice(n + more, n, replace=False))] = x
+    expected = processors.total(x)
+    assert processors.total(among).tobytes() == expected.tobytes()
+    for t in range(5):
+        assert processors.total(np.ascontiguousarray(among[..., t : t + 1])).item() == expected[0, 0, t]
+
+
 @pytest.mark.parametrize("cells", [1, 500, 3_000, 10**9])
 def test_chunks_of_any_size_give_the_same_bits(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     block = block_of(9)
