@@ -1,6 +1,7 @@
 """Panels: every bar at its symbol and session, once, and nothing known before its day."""
 
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tradenb.core.errors import DataError, InputError
-from tradenb.features.panel import FIELDS, Panel, random_panel
+from tradenb.features.panel import FIELDS, Panel, panels, random_panel
 
 
 def bars_of(panel: Panel, prefix: str = "adj_") -> pl.DataFrame:
@@ -99,3 +100,99 @@ def test_an_unknown_symbol_is_named() -> None:
 def test_an_empty_calendar_is_refused() -> None:
     with pytest.raises(InputError, match="no sessions to make a panel of"):
         Panel.from_bars(bars_of(random_panel(1, 3, 1)), sessions=[])
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 6), st.integers(1, 90), st.integers(0, 10_000))
+def test_a_panel_goes_to_a_long_table_and_back(symbols: int, sessions: int, seed: int) -> None:
+    panel = random_panel(symbols, sessions, seed, suspended=0.1)
+    back = Panel.from_bars(panel.frame(), sessions=panel.dates, adjusted=False)
+    assert same(back, panel)
+    assert panel.frame().select("symbol", "date").equals(bars_of(panel).select("symbol", "date"))
+
+
+@pytest.mark.parametrize("suspended", [0.0, 0.01, 0.5])
+def test_sorted_by_date_or_by_symbol_a_panel_is_the_same(suspended: float) -> None:
+    panel = random_panel(5, 200, 11, suspended=suspended)
+    bars = bars_of(panel)
+    days = [d.item() for d in panel.dates]
+    for order in (["date", "symbol"], ["symbol", "date"]):
+        assert same(Panel.from_bars(bars.sort(order), sessions=days), panel)
+    pieces = pl.concat([bars[:100], bars[100:]], rechunk=False)
+    assert same(Panel.from_bars(pieces, sessions=days), panel)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda b: b.drop("adj_low"), DataError, "no column adj_low, expected symbol, date, adj_open"),
+        (lambda b: b.with_columns(pl.col("adj_open").cast(pl.String)), DataError, "column adj_open is String"),
+        (lambda b: b.with_columns(pl.col("date").cast(pl.Datetime)), DataError, "dates of type Datetime"),
+        (lambda b: b.with_columns(date=pl.lit(None, pl.Date)), DataError, "a row without symbol or date"),
+        (lambda b: b.with_columns(symbol=pl.lit(None, pl.String)), DataError, "a row without symbol or date"),
+    ],
+)
+def test_a_frame_that_is_no_bars_is_refused_by_its_column(change, error: type, message: str) -> None:
+    panel = random_panel(2, 5, 2)
+    with pytest.raises(error, match=message):
+        Panel.from_bars(change(bars_of(panel)), sessions=panel.dates)
+
+
+def test_sessions_that_go_back_are_refused() -> None:
+    with pytest.raises(InputError, match="2018-01-02 comes after 2018-01-03"):
+        Panel.from_bars(bars_of(random_panel(1, 3, 1)), sessions=[date(2018, 1, 3), date(2018, 1, 2)])
+
+
+def test_integers_missing_values_and_infinities_become_floats() -> None:
+    days = [date(2024, 1, 2), date(2024, 1, 3)]
+    bars = pl.DataFrame({"symbol": ["A", "A"], "date": days} | {f: [1.5, None] for f in FIELDS})
+    bars = bars.with_columns(volume=pl.Series([2**40 + 1, None], dtype=pl.Int64), high=pl.Series([np.inf, 2.0]))
+    panel = Panel.from_bars(bars, sessions=days, adjusted=False)
+    assert panel.fields["volume"].tolist()[0][0] == np.float32(2**40 + 1)
+    assert np.isnan(panel.fields["close"][0, 1])
+    assert panel.fields["high"].tolist() == [[np.inf, 2.0]]
+
+
+def test_panels_of_a_few_symbols_are_rows_of_the_panel_of_all(tmp_path: Path) -> None:
+    panel = random_panel(10, 50, 5)
+    bars = panel.frame()
+    bars.write_parquet(tmp_path / "all.parquet")
+    (tmp_path / "parts" / "deep").mkdir(parents=True)
+    bars.sort("date")[:200].write_parquet(tmp_path / "parts" / "1.parquet")
+    bars.sort("date")[200:].write_parquet(tmp_path / "parts" / "deep" / "2.parquet")
+
+    def read(names: list[str]) -> pl.DataFrame:
+        return bars.filter(pl.col("symbol").is_in(list(names)))
+
+    ways = {"symbols_per_chunk": 3, "sessions": panel.dates, "adjusted": False}
+    for source in (tmp_path / "all.parquet", str(tmp_path / "parts"), bars.lazy()):
+        parts = list(panels(source, **ways))
+        assert [part.shape[0] for part in parts] == [3, 3, 3, 1]
+        for n, part in enumerate(parts):
+            assert same(part, panel.select(panel.symbols[3 * n : 3 * n + 3]))
+    assert [p.symbols for p in panels(read, symbols=("S0001", "S0004"), **ways)] == [("S0001", "S0004")]
+    assert [p.symbols for p in panels(bars.lazy(), symbols=("S0001", "S0004"), **ways)] == [("S0001", "S0004")]
+
+
+def test_panels_of_one_source_have_the_same_sessions(tmp_path: Path) -> None:
+    early = {"symbol": "A", "date": date(2024, 3, 27)}
+    late = {"symbol": "B", "date": date(2024, 4, 1)}
+    bars = pl.DataFrame([row | dict.fromkeys(FIELDS, 5.0) for row in (early, late)])
+    both = list(panels(bars.lazy(), symbols_per_chunk=1, adjusted=False))
+    assert [p.dates.astype(str).tolist() for p in both] == [["2024-03-27", "2024-03-28", "2024-04-01"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "error", "message"),
+    [
+        ("nowhere", {}, DataError, "no Parquet file at nowhere"),
+        (lambda names: pl.DataFrame(), {}, InputError, "give it symbols and sessions"),
+        (random_panel(2, 9, 1).frame().lazy(), {}, DataError, "no column adj_open"),
+        (random_panel(2, 9, 1).frame().lazy(), {"adjusted": False, "symbols": ["X"]}, InputError, "no bars for X"),
+        (random_panel(2, 9, 1).frame().lazy(), {"symbols_per_chunk": 0}, InputError, "expected at least 1"),
+        (random_panel(2, 9, 1).frame().clear().lazy(), {"adjusted": False}, DataError, "no bars to make panels of"),
+    ],
+)
+def test_a_source_that_gives_no_panels_says_why(source, options: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        list(panels(source, **options))

@@ -5,9 +5,11 @@
 # %% ../../nbs/features/01_panel.ipynb #a3e9c1ab
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -16,12 +18,15 @@ from numpy.typing import NDArray
 from ..core.errors import DataError, InputError
 
 # %% auto #0
-__all__ = ['FIELDS', 'Day', 'Panel', 'weekdays', 'random_prices', 'random_panel', 'source_columns', 'positions', 'dense',
-           'session_axis', 'listed_from', 'rows_of']
+__all__ = ['FIELDS', 'Day', 'Days', 'Stretches', 'Read', 'BarSource', 'Panel', 'weekdays', 'random_prices', 'random_panel',
+           'columns_of', 'symbols_of', 'rows_of', 'rows_by_run', 'positions', 'stretches', 'put', 'column_names',
+           'source_columns', 'with_vwap', 'dense', 'session_axis', 'known', 'listed_from', 'long_keys', 'scan_of',
+           'bar_columns', 'group_of', 'axes', 'panels']
 
 # %% ../../nbs/features/01_panel.ipynb #45893acf
 FIELDS = ("open", "high", "low", "close", "volume", "vwap")
 Day = date | np.datetime64
+Days = Sequence[date] | NDArray[np.datetime64]  # ascending
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,19 +72,26 @@ class Panel:
     def mask(self, rows: pl.DataFrame) -> NDArray[np.bool_]:  # (symbols, sessions)
         "True where `rows` (symbol, date) are; all of them must lie on the panel."
         mask = np.zeros(self.shape, bool)
-        mask[positions(rows, self.symbols, self.dates)] = True
+        mask.reshape(-1)[positions(rows, self.symbols, self.dates)] = True
         return mask
 
     @classmethod
     def from_bars(
         cls,
         bars: pl.DataFrame,  # the lake's `bars`: symbol, date and OHLCV + vwap columns
-        sessions: Sequence[date] | None = None,  # default: the NYSE sessions from the first to the last bar
+        sessions: Days | None = None,  # default: the NYSE sessions from the first to the last bar
         adjusted: bool = True,  # read adj_open … adj_vwap, otherwise the raw columns
         first_bars: Mapping[str, date] | None = None,  # true first bar of a symbol where `bars` begins later
     ) -> Panel:
         "A panel of `bars`. Raises `DataError` on an empty frame, a bar outside the sessions or a duplicate."
         return dense(bars, sessions, adjusted, first_bars or {})
+
+    def frame(self) -> pl.DataFrame:  # symbol, date, open, high, low, close, volume, vwap (float32, NaN: not known)
+        "The bars as a long table, a row where any field is known; `from_bars(…, adjusted=False)` takes it back."
+        there = known(self.fields)
+        return long_keys(self.symbols, self.dates, there).with_columns(
+            pl.Series(f, self.fields[f][there]) for f in FIELDS
+        )
 
     def __repr__(self) -> str:
         span = f"{self.dates[0]} … {self.dates[-1]}" if len(self.dates) else "no sessions"
@@ -121,66 +133,27 @@ def random_panel(
     return Panel(tuple(f"S{i:04d}" for i in range(n_symbols)), weekdays(start, n_sessions), values, listed)
 
 # %% ../../nbs/features/01_panel.ipynb #341db493
-def source_columns(adjusted: bool) -> dict[str, pl.Expr]:
-    "Field → expression on the lake's `bars`; a missing vwap becomes the typical price."
-    prefix = "adj_" if adjusted else ""
-    columns = {f: pl.col(prefix + f).cast(pl.Float64) for f in FIELDS}
-    typical = (columns["high"] + columns["low"] + columns["close"]) / 3
-    return columns | {"vwap": pl.coalesce(columns["vwap"].fill_nan(None), typical)}
-
-
-def positions(bars: pl.DataFrame, symbols: Sequence[str], dates: NDArray) -> tuple[NDArray, NDArray]:
-    "Row and column of every bar; a bar outside the sessions or given twice is refused."
-    days = bars["date"].to_numpy().astype("datetime64[D]")
-    row = bars["symbol"].cast(pl.Enum(symbols)).to_physical().cast(pl.Int64).to_numpy()
-    column = np.minimum(np.searchsorted(dates, days), len(dates) - 1)
-    if (stray := np.flatnonzero(dates[column] != days)).size:
-        at = bars.row(int(stray[0]), named=True)
+def columns_of(bars: pl.DataFrame, dates: NDArray) -> NDArray[np.int64]:
+    "Column of every bar. Raises `DataError` naming a bar outside the sessions."
+    start, days = int(dates[0].astype(int)), bars["date"].to_physical().to_numpy()
+    column_of_day = np.full(int(dates[-1].astype(int)) - start + 2, -1)  # the last place is for days outside
+    column_of_day[dates.astype(int) - start] = np.arange(len(dates))
+    inside = (days >= start) & (days < start + len(column_of_day) - 1)
+    column = column_of_day[np.where(inside, days - start, -1)]
+    if (column < 0).any():
+        at = bars.row(int(np.argmax(column < 0)), named=True)
         raise DataError(
             f"{at['symbol']} has a bar on {at['date']}, which is not among the {len(dates)} sessions {dates[0]} … {dates[-1]}: quarantine it or widen the sessions"
         )
-    cell = row * len(dates) + column
-    if (twice := np.flatnonzero(np.bincount(cell)[cell] > 1)).size:
-        at = bars.row(int(twice[0]), named=True)
-        raise DataError(f"{at['symbol']} has two bars on {at['date']}, expected one: quarantine the wrong one")
-    return row, column
-
-# %% ../../nbs/features/01_panel.ipynb #316a3d33
-def dense(bars: pl.DataFrame, sessions: Sequence[date] | None, adjusted: bool, first_bars: Mapping[str, date]) -> Panel:
-    "Behind `Panel.from_bars`: every bar to its row and column."
-    if bars.is_empty():
-        raise DataError("no bars to make a panel of, expected at least one: check the dates and symbols asked for")
-    dates = session_axis(bars, sessions)
-    symbols = tuple(bars["symbol"].unique().sort())
-    row, column = positions(bars, symbols, dates)
-    values = bars.select(**source_columns(adjusted))
-    fields = {f: np.full((len(symbols), len(dates)), np.nan, np.float32) for f in FIELDS}
-    for f in FIELDS:
-        fields[f][row, column] = values[f].fill_null(np.nan).to_numpy()
-    return Panel(symbols, dates, fields, listed_from(fields, symbols, dates, first_bars))
+    return column
 
 
-def session_axis(bars: pl.DataFrame, sessions: Sequence[date] | None) -> NDArray[np.datetime64]:
-    "The panel's columns: `sessions` or the exchange's own between the first and the last bar."
-    if sessions is None:
-        from tradenb.core.calendar import sessions as nyse_sessions
-
-        first, last = bars.select(first=pl.col("date").min(), last=pl.col("date").max()).row(0)
-        sessions = nyse_sessions(first, last)
-    if not len(sessions):
-        raise InputError("no sessions to make a panel of, expected at least one: check the dates asked for")
-    return np.array(sessions, dtype="datetime64[D]")
+def symbols_of(bars: pl.DataFrame) -> tuple[str, ...]:
+    "The symbols of a frame, sorted."
+    runs = bars["symbol"].rle().struct.field("value")
+    return tuple(runs.unique().sort())
 
 
-def listed_from(
-    fields: dict[str, NDArray], symbols: Sequence[str], dates: NDArray, first_bars: Mapping[str, date]
-) -> NDArray[np.bool_]:
-    "True from the first bar on: the first of the panel, or an earlier one named in `first_bars`."
-    seen = np.logical_or.accumulate(np.any([np.isfinite(x) for x in fields.values()], axis=0), axis=1)
-    known_first = np.array([first_bars.get(s, date.max) for s in symbols], dtype="datetime64[D]")
-    return seen | (dates[None, :] >= known_first[:, None])
-
-# %% ../../nbs/features/01_panel.ipynb #8633bb53
 def rows_of(chosen: Sequence[str], symbols: Sequence[str]) -> list[int]:
     "Rows of the chosen symbols, all of which must be there."
     at = {s: i for i, s in enumerate(symbols)}
@@ -189,3 +162,192 @@ def rows_of(chosen: Sequence[str], symbols: Sequence[str]) -> list[int]:
             f"no bars for {', '.join(missing[:5])}: the panel holds {len(at)} symbols from {symbols[0]} to {symbols[-1]}"
         )
     return [at[s] for s in chosen]
+
+
+def rows_by_run(bars: pl.DataFrame, symbols: Sequence[str]) -> NDArray[np.int64]:
+    "Row of every bar. Raises `InputError` for a symbol that is not among `symbols`."
+    runs = bars["symbol"].rle().struct.unnest()
+    rows_of(runs["value"].unique().to_list(), symbols)
+    rows = runs["value"].cast(pl.Enum(symbols)).to_physical().to_numpy().astype(np.int64)
+    return np.repeat(rows, runs["len"].to_numpy())
+
+# %% ../../nbs/features/01_panel.ipynb #b7d50d0b
+def positions(bars: pl.DataFrame, symbols: Sequence[str], dates: NDArray) -> NDArray[np.int64]:
+    "The cell of every bar, row × sessions + column; a bar outside the sessions or given twice is refused."
+    cell = rows_by_run(bars, symbols) * len(dates) + columns_of(bars, dates)
+    if (np.diff(cell) > 0).all():
+        return cell
+    if (twice := np.flatnonzero(np.bincount(cell)[cell] > 1)).size:
+        at = bars.row(int(twice[0]), named=True)
+        raise DataError(f"{at['symbol']} has two bars on {at['date']}, expected one: quarantine the wrong one")
+    return cell
+
+# %% ../../nbs/features/01_panel.ipynb #ff0bb4ea
+Stretches = list[tuple[int, int]] | None  # from, to; None: too many to be worth it
+
+
+def stretches(cell: NDArray[np.int64]) -> Stretches:
+    "Where cells follow one another."
+    ends = np.flatnonzero(np.diff(cell) != 1) + 1
+    return list(pairwise([0, *ends.tolist(), len(cell)])) if len(ends) * 64 < len(cell) else None
+
+
+def put(values: NDArray, into: NDArray[np.float32], cell: NDArray[np.int64], parts: Stretches) -> None:
+    "Values of the bars to their cells of one field."
+    flat = into.reshape(-1)
+    if parts is None:
+        flat[cell] = values
+    else:
+        for start, stop in parts:
+            flat[cell[start] : cell[start] + stop - start] = values[start:stop]
+
+# %% ../../nbs/features/01_panel.ipynb #316a3d33
+def column_names(columns: Sequence[str], adjusted: bool) -> dict[str, str]:
+    "Field → its column. Raises `DataError` naming the columns that are not there."
+    names = {f: ("adj_" if adjusted else "") + f for f in FIELDS}
+    wanted = ["symbol", "date", *names.values()]
+    if missing := [name for name in wanted if name not in columns]:
+        raise DataError(f"bars have no column {', '.join(missing)}, expected {', '.join(wanted)}: read the lake's bars, or pass adjusted=False for raw columns")  # fmt: skip
+    return names
+
+
+def source_columns(bars: pl.DataFrame, adjusted: bool) -> dict[str, pl.Series]:
+    "Field → column of the frame, as floats. Raises `DataError` for columns that are not there, or not numbers."
+    names = column_names(bars.columns, adjusted)
+    if bars["date"].dtype != pl.Date or bars.select("symbol", "date").null_count().sum_horizontal().item():
+        raise DataError(f"bars have dates of type {bars['date'].dtype} or a row without symbol or date, expected a symbol and a Date in each")  # fmt: skip
+    if text := [name for name in names.values() if not (bars[name].dtype.is_numeric() or bars[name].dtype == pl.Null)]:
+        raise DataError(f"column {text[0]} is {bars[text[0]].dtype}, expected numbers: cast it when reading")
+    floats = (pl.Float32, pl.Float64)
+    return {f: bars[n] if bars[n].dtype in floats else bars[n].cast(pl.Float64) for f, n in names.items()}
+
+
+def with_vwap(values: dict[str, pl.Series]) -> dict[str, NDArray]:
+    "Columns as arrays; a missing vwap becomes the typical price, computed in 64 bits."
+    arrays = {f: column.to_numpy() for f, column in values.items()}
+    if (gone := np.isnan(arrays["vwap"])).any():
+        high, low, close = (arrays[f][gone].astype(np.float64) for f in ("high", "low", "close"))
+        arrays["vwap"] = arrays["vwap"].astype(np.float64)
+        arrays["vwap"][gone] = (high + low + close) / 3
+    return arrays
+
+# %% ../../nbs/features/01_panel.ipynb #f10245a2
+def dense(bars: pl.DataFrame, sessions: Days | None, adjusted: bool, first_bars: Mapping[str, date]) -> Panel:
+    "Behind `Panel.from_bars`: every bar to its cell."
+    if bars.is_empty():
+        raise DataError("no bars to make a panel of, expected at least one: check the dates and symbols asked for")
+    values = with_vwap(source_columns(bars, adjusted))
+    dates, symbols = session_axis(bars, sessions), symbols_of(bars)
+    cell = positions(bars, symbols, dates)
+    parts = stretches(cell)
+    fields = {f: np.full((len(symbols), len(dates)), np.nan, np.float32) for f in FIELDS}
+    for f in FIELDS:
+        put(values[f], fields[f], cell, parts)
+    return Panel(symbols, dates, fields, listed_from(fields, symbols, dates, first_bars))
+
+
+def session_axis(bars: pl.DataFrame, sessions: Days | None) -> NDArray[np.datetime64]:
+    "The panel's columns: `sessions` or the exchange's own between the first and the last bar."
+    if sessions is None:
+        from tradenb.core.calendar import sessions as nyse_sessions
+
+        first, last = bars.select(first=pl.col("date").min(), last=pl.col("date").max()).row(0)
+        sessions = nyse_sessions(first, last)
+    if not len(sessions):
+        raise InputError("no sessions to make a panel of, expected at least one: check the dates asked for")
+    dates = np.array(sessions, dtype="datetime64[D]")
+    if (bad := np.flatnonzero(np.diff(dates) <= np.timedelta64(0, "D"))).size:
+        raise InputError(f"sessions are not ascending: {dates[bad[0] + 1]} comes after {dates[bad[0]]}; sort them and give each once")  # fmt: skip
+    return dates
+
+# %% ../../nbs/features/01_panel.ipynb #a46ea5fc
+def known(fields: dict[str, NDArray]) -> NDArray[np.bool_]:
+    "Where any field is known: where a bar is."
+    there = np.isfinite(fields[FIELDS[0]])
+    for f in FIELDS[1:]:
+        there |= np.isfinite(fields[f])
+    return there
+
+
+def listed_from(
+    fields: dict[str, NDArray], symbols: Sequence[str], dates: NDArray, first_bars: Mapping[str, date]
+) -> NDArray[np.bool_]:
+    "True from the first bar on: the first of the panel, or an earlier one named in `first_bars`."
+    there = known(fields)
+    first = np.where(there.any(axis=1), there.argmax(axis=1), len(dates))
+    told = np.array([first_bars.get(s, date.max) for s in symbols], dtype="datetime64[D]")
+    first = np.minimum(first, np.searchsorted(dates, told))
+    return np.arange(len(dates)) >= first[:, None]
+
+
+def long_keys(symbols: Sequence[str], dates: NDArray, there: NDArray[np.bool_]) -> pl.DataFrame:  # symbol, date
+    "Symbol and date of the cells of `there`, symbols in order, sessions within."
+    row, column = np.nonzero(there)
+    names = pl.Series("symbol", symbols, pl.String).gather(pl.Series(row))
+    return pl.DataFrame([names, pl.Series("date", dates[column]).cast(pl.Date)])
+
+# %% ../../nbs/features/01_panel.ipynb #d8632488
+Read = Callable[[Sequence[str]], pl.DataFrame]
+BarSource = str | Path | pl.LazyFrame | Read
+
+
+def scan_of(source: str | Path | pl.LazyFrame) -> pl.LazyFrame:
+    "A lazy scan of a Parquet file or of all Parquet files below a folder. Raises `DataError` where there are none."
+    if isinstance(source, pl.LazyFrame):
+        return source
+    path = Path(source)
+    files = [path] if path.is_file() else sorted(path.glob("**/*.parquet"))
+    if not files:
+        raise DataError(f"no Parquet file at {path}, expected a file or a folder with some: check the path")
+    return pl.scan_parquet(files)
+
+
+def bar_columns(scan: pl.LazyFrame, adjusted: bool) -> pl.LazyFrame:
+    "The scan with nothing but what a panel needs."
+    return scan.select("symbol", "date", *column_names(scan.collect_schema().names(), adjusted).values())
+
+
+def group_of(scan: pl.LazyFrame) -> Read:
+    "Reads some symbols of a scan; the range of their names lets whole parts of a sorted file be skipped."
+
+    def read(names: Sequence[str]) -> pl.DataFrame:
+        symbol = pl.col("symbol")
+        return scan.filter(symbol.is_between(pl.lit(min(names)), pl.lit(max(names))), symbol.is_in(list(names))).collect()  # fmt: skip
+
+    return read
+
+# %% ../../nbs/features/01_panel.ipynb #0cce094d
+def axes(scan: pl.LazyFrame, symbols: Sequence[str] | None) -> tuple[list[str], NDArray[np.datetime64]]:
+    "The symbols of a scan (or those asked for, which must be there), and the NYSE sessions from its first to its last bar."
+    there = scan.select("symbol").unique().collect()["symbol"].sort()
+    days = scan.select(first=pl.col("date").min(), last=pl.col("date").max()).collect()
+    if there.is_empty():
+        raise DataError("no bars to make panels of, expected at least one: check the file or the filter")
+    if missing := sorted(set(symbols or ()) - set(there)):
+        raise InputError(f"no bars for {', '.join(missing[:5])}: the source holds {len(there)} symbols from {there[0]} to {there[-1]}")  # fmt: skip
+    span = days.unpivot(value_name="date").select("date")
+    return sorted(set(symbols)) if symbols else there.to_list(), session_axis(span, None)
+
+
+def panels(
+    source: BarSource,  # bars in Parquet, a lazy scan of them, or a function that reads the bars of some symbols
+    symbols_per_chunk: int = 100,
+    sessions: Days | None = None,  # default: NYSE sessions from the first to the last bar of all
+    symbols: Sequence[str] | None = None,  # these alone; default: all
+    adjusted: bool = True,
+    first_bars: Mapping[str, date] | None = None,
+) -> Iterator[Panel]:
+    "Panels of at most `symbols_per_chunk` symbols, in order, on the same sessions; one at a time is in memory."
+    if symbols_per_chunk < 1:
+        raise InputError(f"symbols_per_chunk is {symbols_per_chunk}, expected at least 1")
+    if callable(source):
+        if sessions is None or symbols is None:
+            raise InputError("a function that reads bars does not know what there is: give it symbols and sessions")
+        days: Days = sessions
+        read, chosen = source, sorted(set(symbols))
+    else:
+        scan = bar_columns(scan_of(source), adjusted)
+        chosen, own_days = axes(scan, symbols)
+        read, days = group_of(scan), own_days if sessions is None else sessions
+    for at in range(0, len(chosen), symbols_per_chunk):
+        yield Panel.from_bars(read(chosen[at : at + symbols_per_chunk]), days, adjusted, first_bars)
