@@ -1,7 +1,6 @@
 "The language: pyqlib's texts read as pyqlib reads them, everything else refused with its place and a remedy."
 
 import pickle
-import time
 
 import numpy as np
 import pytest
@@ -112,18 +111,6 @@ def test_nodes_are_equal_by_structure_and_keep_whole_numbers_and_fractions_apart
 def test_nodes_travel_to_other_processes() -> None:
     node = parse("Corr($close/Ref($close,1), Log($volume+1), 20)")
     assert pickle.loads(pickle.dumps(node)) == node
-
-
-def test_the_360_expressions_of_the_largest_set_are_read_in_an_instant() -> None:
-    texts, _ = Alpha360DL.get_feature_config()
-    assert sum(time_to_read(texts) for _ in range(3)) / 3 < 1  # a guard against accidents; the notebook shows the time
-
-
-def time_to_read(texts: list[str]) -> float:
-    start = time.perf_counter()
-    for text in texts:
-        parse(text)
-    return time.perf_counter() - start
 
 
 # Types

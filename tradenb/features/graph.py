@@ -5,10 +5,12 @@
 # %% ../../nbs/features/03_graph.ipynb #05aee9b8
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..core.errors import ExpressionError, InputError
@@ -16,10 +18,14 @@ from .expressions import WINDOWS, Node, kind, parse
 from .panel import FIELDS
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['Span', 'union', 'shifted', 'span', 'number', 'rewrite', 'plain', 'Graph', 'graph', 'number_nodes', 'read']
+__all__ = ['Span', 'LEAF', 'SIGNS', 'Stop', 'INK', 'PAPER', 'WARM', 'DEEP', 'SOFT', 'GREY', 'CAPTIONED', 'union', 'shifted',
+           'span', 'number', 'rewrite', 'plain', 'Graph', 'graph', 'number_nodes', 'read', 'operators', 'summary',
+           'caption', 'Drawing', 'draw_tree', 'branches', 'shortened', 'columns', 'wires', 'spread', 'heights',
+           'crossings', 'straighten', 'draw', 'is_shared', 'draw_lines', 'draw_nodes', 'draw_legend']
 
 # %% ../../nbs/features/03_graph.ipynb #a696bbc6
 Span = tuple[int | None, int]  # First and last session looked at, counted from the value's own; None: all history
@@ -76,8 +82,11 @@ def plain(node: Node, known: dict[Node, Node]) -> Node:
         known[node] = rewrite(node if args == node.args else Node(node.op, args, node.params))
     return known[node]
 
-# %% ../../nbs/features/03_graph.ipynb #94cf873b
-@dataclass(frozen=True, eq=False)
+# %% ../../nbs/features/03_graph.ipynb #99896c75
+LEAF = ("Field", "Constant")  # Nothing is computed for these
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Graph:
     "Expressions as one graph without repetition; all tuples but `names` and `roots` are by node."
 
@@ -105,10 +114,20 @@ class Graph:
         counts = Counter(self.roots) + Counter(a for operands in self.args for a in operands)
         return tuple(counts[i] for i in range(len(self.nodes)))
 
-    @property
+    @cached_property
     def shared(self) -> tuple[int, ...]:
         "The computed nodes that are used more than once."
-        return tuple(i for i, n in enumerate(self.nodes) if self.uses[i] > 1 and n.op not in ("Field", "Constant"))
+        return tuple(i for i, n in enumerate(self.nodes) if self.uses[i] > 1 and n.op not in LEAF)
+
+    @property
+    def written(self) -> int:
+        "Operators in all texts together, repetitions counted."
+        return sum(operators(self.nodes[r]) for r in self.roots)
+
+    @property
+    def computed(self) -> int:
+        "Operators that are left to compute."
+        return sum(n.op not in LEAF for n in self.nodes)
 
     def root(self, name: str) -> int:
         "The node of a feature. Raises `InputError` for one that is not there."
@@ -125,6 +144,24 @@ class Graph:
             if i in wanted:
                 wanted.update(self.args[i])
         return sorted(wanted)
+
+    def part(self, names: Collection[str]) -> Graph:
+        "The graph of some of the features."
+        return graph({n: self.nodes[self.root(n)] for n in names}, None)
+
+    def tree(self, name: str) -> Drawing:
+        "A feature as a tree, down to its fields."
+        return draw_tree(self, name)
+
+    def picture(self, names: Collection[str] | None = None) -> Figure:
+        "The graph of some features, or of all, drawn: fields left, features right, shared parts in orange."
+        return draw(self if names is None else self.part(names))
+
+    def _repr_markdown_(self) -> str:
+        return summary(self)
+
+    def __repr__(self) -> str:
+        return f"Graph({len(self.names)} features, {self.computed} operators computed instead of {self.written})"
 
 # %% ../../nbs/features/03_graph.ipynb #e1d84bed
 def graph(
@@ -162,3 +199,234 @@ def read(name: str, text: str | Node, fields: Collection[str] | None) -> Node:
     except ExpressionError as error:
         error.args = (f"feature {name}: {error}",)
         raise
+
+# %% ../../nbs/features/03_graph.ipynb #89d6ddd1
+def operators(node: Node) -> int:
+    "Operators in a text, repetitions counted."
+    return (node.op not in LEAF) + sum(operators(a) for a in node.args)
+
+
+def summary(graph: Graph) -> str:
+    "Size, sharing and reach in one table, for notebooks."
+    windows = sum(n.op in WINDOWS for n in graph.nodes)
+    reach = "all history" if graph.halo is None else f"{graph.halo} sessions"
+    rows = [("features", len(graph.names)), ("operators written", graph.written), ("operators computed", f"{graph.computed}, of which {windows} over time"),
+            ("used more than once", len(graph.shared)), ("looks back", reach), ("looks ahead", f"{graph.ahead} sessions")]  # fmt: skip
+    return "| graph | |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in rows)
+
+# %% ../../nbs/features/03_graph.ipynb #8616c62c
+SIGNS = {"Add": "+", "Sub": "−", "Mul": "×", "Div": "÷", "Power": "^", "Gt": ">", "Ge": "≥", "Lt": "<", "Le": "≤", "Eq": "=", "Ne": "≠"}  # fmt: skip
+
+
+def caption(node: Node) -> str:
+    "A node in few signs: its operator, its parameters and what constants it has."
+    if node.op in ("Field", "Constant"):
+        return node.text
+    name = SIGNS.get(node.op, node.op)
+    if node.op == "If":
+        left, right = (a.text if a.op == "Constant" else "·" for a in node.args[1:])
+        return name if (left, right) == ("·", "·") else f"If {left} else {right}"
+    parts = [name, *(str(p).replace("-", "−") for p in node.params)]
+    constants = [(i, a.text) for i, a in enumerate(node.args) if a.op == "Constant"]
+    for i, text in constants:
+        parts.insert(0 if i == 0 and node.op in SIGNS else len(parts), text)
+    return " ".join(parts)
+
+
+class Drawing(str):
+    "A text that shows itself as drawn."
+
+    def __repr__(self) -> str:
+        return str(self)
+
+# %% ../../nbs/features/03_graph.ipynb #96d418c9
+def draw_tree(graph: Graph, name: str) -> Drawing:
+    "Behind `Graph.tree`."
+    root = graph.root(name)
+    first, last = graph.spans[root]
+    reach = f"sessions {'since the listing' if first is None else first} … {last}".replace("-", "−")
+    return Drawing("\n".join([f"{name}  ({reach})", *branches(graph, root, "", "", set())]))
+
+
+def branches(graph: Graph, i: int, lead: str, below: str, drawn: set[int]) -> Iterator[str]:
+    "The lines of a node and of what it is computed from."
+    node, mark = graph.nodes[i], f"  ● {graph.uses[i]}" if i in graph.shared else ""
+    again = i in drawn and node.op != "Field"
+    yield lead + (f"↑ {shortened(node.text)}" if again else caption(node)) + mark
+    operands = [a for a in graph.args[i] if graph.nodes[a].op != "Constant"]
+    if i in drawn:
+        return
+    drawn.add(i)
+    for k, a in enumerate(operands):
+        last = k == len(operands) - 1
+        yield from branches(graph, a, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  "), drawn)
+
+# %% ../../nbs/features/03_graph.ipynb #1a93fe1e
+def shortened(text: str, length: int = 40) -> str:
+    "A text that is not longer than a line."
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+# %% ../../nbs/features/03_graph.ipynb #64a11b34
+Stop = tuple[int, int]  # A node and a column: where the node stands or where a line from it passes
+
+
+def columns(graph: Graph, nodes: list[int]) -> dict[int, int]:
+    "The column of every node: behind its last operand."
+    column: dict[int, int] = {}
+    for i in nodes:
+        column[i] = 1 + max((column[a] for a in graph.args[i] if a in column), default=-1)
+    return column
+
+
+def wires(graph: Graph, column: dict[int, int], ends: list[int]) -> set[tuple[Stop, Stop]]:
+    "The lines from column to column; a line that passes a column stops there, and lines of one node run together."
+    found: set[tuple[Stop, Stop]] = set()
+    last = max(column.values()) + 1
+    uses = [(a, i, column[i]) for i in column for a in graph.args[i] if a in column] + [
+        (i, -1 - k, last) for k, i in enumerate(ends)
+    ]
+    for source, target, stop in uses:
+        for c in range(column[source], stop - 1):
+            found.add(((source, c), (source, c + 1)))
+        found.add(((source, stop - 1), (target, stop)))
+    return found
+
+# %% ../../nbs/features/03_graph.ipynb #94cf873b
+def spread(wanted: list[float], gap: float = 1.0) -> list[float]:
+    "Positions closest to the wanted ones that keep their order and a distance of `gap` (isotonic regression)."
+    blocks: list[tuple[float, int]] = []  # mean, size
+    for k, w in enumerate(wanted):
+        mean, size = w - k * gap, 1
+        while blocks and blocks[-1][0] > mean:
+            other, n = blocks.pop()
+            mean, size = (mean * size + other * n) / (size + n), size + n
+        blocks.append((mean, size))
+    means = [mean for mean, size in blocks for _ in range(size)]
+    return [mean + k * gap for k, mean in enumerate(means)]
+
+
+def heights(lines: set[tuple[Stop, Stop]], rounds: int = 24) -> dict[Stop, float]:
+    "The height of every stop: few crossings first, straight lines then."
+    stops = sorted({s for line in lines for s in line}, key=lambda s: (s[1], s[0] < 0, abs(s[0])))
+    order = [[s for s in stops if s[1] == c] for c in range(1 + max(c for _, c in stops))]
+    y = {s: float(k - len(col) / 2) for col in order for k, s in enumerate(col)}
+    before: dict[Stop, list[Stop]] = {s: [a for a, b in sorted(lines) if b == s] for s in stops}
+    after: dict[Stop, list[Stop]] = {s: [b for a, b in sorted(lines) if a == s] for s in stops}
+    mean = lambda s, near: sum(y[n] for n in near) / len(near) if near else y[s]
+    best, fewest = [list(c) for c in order], crossings(order, after)
+    for r in range(rounds):
+        forward = r % 2 == 0
+        for col in order if forward else order[::-1]:
+            col.sort(key=lambda s: mean(s, before[s] if forward else after[s]))
+            y.update({s: k - len(col) / 2 for k, s in enumerate(col)})
+        if (now := crossings(order, after)) < fewest:
+            best, fewest = [list(c) for c in order], now
+    return straighten(best, before, after)
+
+
+def crossings(order: list[list[Stop]], after: dict[Stop, list[Stop]]) -> int:
+    "How many lines cross."
+    total = 0
+    for left, right in pairwise(order):
+        place = {s: k for k, s in enumerate(right)}
+        seen: list[int] = []
+        for a in left:
+            ends = sorted(place[b] for b in after[a])
+            total += sum(len(seen) - bisect_right(seen, e) for e in ends)
+            seen = sorted(seen + ends)
+    return total
+
+
+def straighten(
+    order: list[list[Stop]], before: dict[Stop, list[Stop]], after: dict[Stop, list[Stop]], rounds: int = 120
+) -> dict[Stop, float]:
+    "Heights that pull every stop towards its neighbours, its column's order kept."
+    y = {s: float(k - len(col) / 2) for col in order for k, s in enumerate(col)}
+    for r in range(rounds):
+        for col in order if r % 2 else order[::-1]:
+            near = [before[s] + after[s] for s in col]
+            y.update(zip(col, spread([sum(y[n] for n in ns) / len(ns) for ns in near]), strict=True))
+    return y
+
+# %% ../../nbs/features/03_graph.ipynb #8891b92a
+INK, PAPER, WARM, DEEP, SOFT, GREY = "#1b2a41", "#ffffff", "#e07a1f", "#2a6f97", "#dbe9f1", "#9fb0bf"
+CAPTIONED = 90  # Nodes: more are drawn as dots
+
+
+def draw(part: Graph) -> Figure:
+    "Behind `Graph.picture`."
+    from matplotlib import pyplot as plt
+
+    column = columns(part, [i for i in part.below(*part.roots) if part.nodes[i].op != "Constant"])
+    lines = wires(part, column, list(part.roots))
+    y, last, small = heights(lines), max(column.values()) + 1, len(column) <= CAPTIONED
+    low, high = min(y.values()), max(y.values())
+    figure, ax = plt.subplots(figsize=(1.3 * last + 1.5, (0.4 if small else 0.075) * (high - low) + 1.0))
+    draw_lines(ax, part, lines, y, 1.2 if small else 0.5)
+    draw_nodes(ax, part, {i: (c, y[i, c]) for i, c in column.items()}, small)
+    for k, name in enumerate(part.names):
+        ax.text(last + 0.05, y[-1 - k, last], name, size=9 if small else 4.2, weight="bold", color=INK, va="center")
+    ax.set(xlim=(-0.4, last + 0.7), ylim=(high + 1, low - 1))
+    ax.axis("off")
+    ax.set_title(
+        f"{len(part.names)} features, {part.computed} operators computed instead of {part.written}", color=INK, size=11
+    )
+    draw_legend(ax)
+    figure.subplots_adjust(0, 0.5 / figure.get_figheight(), 1, 1 - 0.3 / figure.get_figheight())
+    plt.close(figure)
+    return figure
+
+
+def is_shared(graph: Graph, i: int) -> bool:
+    "A computed node with several users."
+    return graph.uses[i] > 1 and graph.nodes[i].op not in LEAF
+
+
+def draw_lines(ax: Axes, graph: Graph, lines: set[tuple[Stop, Stop]], y: dict[Stop, float], width: float) -> None:
+    "Every line as a soft curve, in orange where it comes from a shared node."
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    for shared, color in ((False, GREY), (True, WARM)):
+        bends = [
+            PathPatch(Path([(a[1], y[a]), (a[1] + 0.5, y[a]), (b[1] - 0.5, y[b]), (b[1], y[b])], [1, 4, 4, 4]))
+            for a, b in sorted(lines)
+            if is_shared(graph, a[0]) == shared
+        ]
+        ax.add_collection(
+            PatchCollection(bends, facecolor="none", edgecolor=color, lw=width, alpha=0.7, zorder=1 + shared)
+        )
+
+
+def draw_nodes(ax: Axes, graph: Graph, places: dict[int, tuple[int, float]], captions: bool) -> None:
+    "The nodes as captions in boxes, or as dots; fields always by name."
+    for i, place in places.items():
+        op, shared = graph.nodes[i].op, is_shared(graph, i)
+        fill, ink = (INK, PAPER) if op in LEAF else (SOFT if op in WINDOWS else PAPER, INK)
+        rim = WARM if shared else INK if op in LEAF else DEEP if op in WINDOWS else GREY
+        if captions or op in LEAF:
+            box = {"boxstyle": "round,pad=0.4,rounding_size=0.7", "fc": fill, "ec": rim, "lw": 1.9 if shared else 1.0}
+            ax.text(*place, caption(graph.nodes[i]), color=ink, size=8.5, ha="center", va="center", bbox=box, zorder=4)
+        else:
+            ax.scatter(*place, s=4 + 5 * graph.uses[i], c=fill, ec=rim, lw=0.9, zorder=3)
+        if shared and captions:
+            ax.annotate(f"{graph.uses[i]}×", place, (0, 9.5), textcoords="offset points", color=WARM, size=6.5, ha="center", weight="bold", zorder=5)  # fmt: skip
+
+
+def draw_legend(ax: Axes) -> None:
+    "What the colours mean, below the picture."
+    from matplotlib.lines import Line2D
+
+    kinds = {
+        "field": (INK, INK),
+        "within a session": (PAPER, GREY),
+        "over a window": (SOFT, DEEP),
+        "used more than once": (PAPER, WARM),
+    }
+    dots = [
+        Line2D([], [], ls="", marker="o", ms=7, mfc=fill, mec=rim, mew=1.5, label=k) for k, (fill, rim) in kinds.items()
+    ]
+    ax.legend(
+        handles=dots, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=4, frameon=False, fontsize=8.5, labelcolor=INK
+    )
