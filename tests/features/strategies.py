@@ -148,6 +148,7 @@ def expressions(depth: int = 4) -> Text:
     return number(depth)
 
 
-def batches(size: int = 15, depth: int = 4) -> st.SearchStrategy[list[str]]:
+@st.composite
+def batches(draw: st.DrawFn, size: int = 15, depth: int = 4) -> list[str]:
     "Different expressions to be asked at once."
-    return st.lists(expressions(depth), min_size=size, max_size=size, unique=True)
+    return draw(st.lists(expressions(depth), min_size=size, max_size=size, unique=True))
