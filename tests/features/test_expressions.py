@@ -266,6 +266,11 @@ def test_a_place_far_inside_a_long_expression_is_shown_with_its_surroundings() -
     assert shown[caret.index("^") :].startswith("Meen")
 
 
+@pytest.mark.parametrize("text", ["{}($close,5)", "Mean(${},5)", "{}", "Mean($close,{}=5)", "$close${}", "$close*9{}"])
+def test_a_very_long_name_makes_no_very_long_first_line(text: str) -> None:
+    assert len(one_line(refused(text.format("9x" * 2000 if "9{" in text else "x" * 4000)), limit=10_000)) < 400
+
+
 def test_columns_are_right_behind_letters_beyond_ascii() -> None:
     assert refused("$é+Meen($close,5)", fields=None).position == 4
     assert refused("Méan($close,5)+$open").suggestion == "Mean"

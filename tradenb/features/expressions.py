@@ -21,14 +21,14 @@ from ..core.errors import ExpressionError
 from .panel import FIELDS
 
 # %% auto #0
-__all__ = ['OPERATORS', 'NUMBERS', 'WINDOWS', 'COMPARISONS', 'Number', 'UFUNCS', 'WEAK', 'EXAMPLES', 'MAX_WINDOW', 'SHORTEST',
-           'TAKES', 'KINDS', 'ELSEWHERE', 'CALLED_ELSEWHERE', 'MAX_LENGTH', 'MAX_DEPTH', 'FIELD', 'FOREIGN', 'NUMERAL',
-           'GOOD_NUMERAL', 'BINARY', 'NO_SIGNS', 'COMPARE', 'MIRRORED', 'OTHERS', 'READERS', 'takes_number', 'Node',
-           'canonical', 'result_type', 'code', 'kind', 'Refusal', 'refusal', 'series_refusal', 'example',
-           'window_refusal', 'window_rules', 'type_refusal', 'as_number', 'in_place', 'refuse', 'excerpt', 'mask',
-           'check_characters', 'Reader', 'parse', 'refuse_syntax', 'closest', 'read_name', 'refuse_name',
-           'read_constant', 'sound', 'read_binary', 'build', 'read_compare', 'refuse_chain', 'read_unary', 'read_call',
-           'operator_name', 'arguments', 'read_other']
+__all__ = ['OPERATORS', 'NUMBERS', 'WINDOWS', 'Number', 'UFUNCS', 'WEAK', 'EXAMPLES', 'MAX_WINDOW', 'SHORTEST', 'TAKES', 'KINDS',
+           'ELSEWHERE', 'CALLED_ELSEWHERE', 'MAX_LENGTH', 'MAX_DEPTH', 'FIELD', 'FOREIGN', 'NUMERAL', 'GOOD_NUMERAL',
+           'BINARY', 'NO_SIGNS', 'COMPARE', 'MIRRORED', 'OTHERS', 'READERS', 'takes_number', 'Node', 'canonical',
+           'result_type', 'code', 'kind', 'Refusal', 'refusal', 'series_refusal', 'example', 'window_refusal',
+           'window_rules', 'type_refusal', 'as_number', 'in_place', 'refuse', 'excerpt', 'mask', 'check_characters',
+           'Reader', 'parse', 'refuse_syntax', 'closest', 'read_name', 'refuse_name', 'read_constant', 'sound',
+           'read_binary', 'build', 'read_compare', 'refuse_chain', 'read_unary', 'read_call', 'operator_name',
+           'arguments', 'read_other']
 
 # %% ../../nbs/features/02_expressions.ipynb #cbcce2bd
 OPERATORS: dict[str, tuple[str, ...]] = {
@@ -45,7 +45,6 @@ OPERATORS: dict[str, tuple[str, ...]] = {
 }  # operator → its parameters
 NUMBERS = ("N", "qscore")  # Parameters that are plain numbers
 WINDOWS = frozenset(name for name, parameters in OPERATORS.items() if "N" in parameters)  # Operators over time
-COMPARISONS = ("Gt", "Ge", "Lt", "Le", "Eq", "Ne")
 
 
 def takes_number(op: str, parameter: str) -> bool:
@@ -91,7 +90,7 @@ class Node:
             yield from arg.walk()
         yield self
 
-
+# %% ../../nbs/features/02_expressions.ipynb #f959cc76
 def canonical(node: Node) -> str:
     "The text of a node whose operands have theirs."
     if node.op == "Field":
@@ -168,13 +167,9 @@ def series_refusal(op: str, args: tuple[Node, ...]) -> Refusal | None:
 
 
 EXAMPLES = {
-    "feature": "$close",
-    "feature_left": "$close",
-    "feature_right": "$volume",
-    "condition": "$close>$open",
-    "N": "20",
-    "qscore": "0.8",
-}
+    "feature": "$close", "feature_left": "$close", "feature_right": "$volume",
+    "condition": "$close>$open", "N": "20", "qscore": "0.8",
+}  # fmt: skip
 
 
 def example(op: str) -> str:
@@ -310,13 +305,13 @@ def mask(text: str) -> tuple[str, dict[int, str]]:  # Python source of the same 
             refuse(
                 text,
                 at,
-                f"{found[0]} is a point-in-time field, which needs a database of its own",
+                f"{found[0][:40]} is a point-in-time field, which needs a database of its own",
                 f"${name or 'close'}",
             )
         if not name:
             refuse(text, at, "a name is missing after $", "$close")
         if at == end or re.match(r"[\w、：（）]", text[at - 1 : at]):
-            refuse(text, at, f"an operator is missing before ${name}", f"*${name} or +${name}")
+            refuse(text, at, f"an operator is missing before ${name[:40]}", f"*${name[:40]} or +${name[:40]}")
         fields[at], end = name, found.end()
     return re.sub(r"\s", " ", FIELD.sub(lambda m: "_" * len(m[0]), text)), fields
 
@@ -392,6 +387,7 @@ def parse(
 
 def refuse_syntax(text: str, at: int, message: str) -> NoReturn:
     "Python's syntax errors in words of this language."
+    at = min(at, len(text))
     if "never closed" in message or "unmatched" in message:
         refuse(text, at, message, "as many closing as opening brackets")
     if not text[at:].strip():
@@ -415,18 +411,20 @@ def read_name(reader: Reader, tree: ast.Name, depth: int) -> Node:
         refuse_name(reader, tree)
     if reader.known is not None and name not in reader.known:
         if near := closest(name, reader.known):
-            reader.refuse(tree, f"unknown field ${name}", f"${near}", "did you mean")
-        reader.refuse(tree, f"unknown field ${name}", "one of " + ", ".join(f"${f}" for f in reader.known))
+            reader.refuse(tree, f"unknown field ${name[:40]}", f"${near}", "did you mean")
+        reader.refuse(tree, f"unknown field ${name[:40]}", "one of " + ", ".join(f"${f}" for f in reader.known))
     return Node("Field", params=(name,))
 
 
 def refuse_name(reader: Reader, tree: ast.Name) -> NoReturn:
     "A word that is neither a field nor called."
     if field_name := closest(tree.id, reader.known or ()):
-        reader.refuse(tree, f"unknown name {tree.id}", f"${field_name}", "did you mean")
+        reader.refuse(tree, f"unknown name {tree.id[:40]}", f"${field_name}", "did you mean")
     near = closest(tree.id, OPERATORS)
     reader.refuse(
-        tree, f"{tree.id} alone says nothing", example(near) if near else "fields as $name, operators with brackets"
+        tree,
+        f"{tree.id[:40]} alone says nothing",
+        example(near) if near else "fields as $name, operators with brackets",
     )
 
 
@@ -551,7 +549,7 @@ def read_call(reader: Reader, tree: ast.Call, depth: int) -> Node:
     values = [reader.read(part, depth) for part in parts]
     for part, parameter, value in zip(parts, OPERATORS[op], values, strict=True):
         if parameter in NUMBERS and isinstance(value, Node):
-            reader.refuse(part, f"{op} needs a number as {parameter}, {value} is a series", example(op))
+            reader.refuse(part, f"{op} needs a number as {parameter}, not a series", example(op))
     params = tuple(v for v, p in zip(values, OPERATORS[op], strict=True) if p in NUMBERS)
     args = tuple(
         v if isinstance(v, Node) else Node("Constant", params=(v,)) for v in values[: len(values) - len(params)]
@@ -575,8 +573,8 @@ def operator_name(reader: Reader, tree: ast.expr) -> str:
     if tree.id in OPERATORS:
         return tree.id
     if near := closest(tree.id, OPERATORS):
-        reader.refuse(tree, f"unknown operator {tree.id}", near, "did you mean")
-    reader.refuse(tree, f"unknown operator {tree.id}", "one of " + " ".join(OPERATORS))
+        reader.refuse(tree, f"unknown operator {tree.id[:40]}", near, "did you mean")
+    reader.refuse(tree, f"unknown operator {tree.id[:40]}", "one of " + " ".join(OPERATORS))
 
 
 def arguments(reader: Reader, tree: ast.Call, op: str) -> list[ast.expr]:
@@ -587,7 +585,7 @@ def arguments(reader: Reader, tree: ast.Call, op: str) -> list[ast.expr]:
     given = dict(zip(names, tree.args, strict=False))
     for keyword in tree.keywords:
         if keyword.arg not in names or keyword.arg in given:
-            reader.refuse(keyword, f"{op} has no argument {keyword.arg} left", example(op))
+            reader.refuse(keyword, f"{op} has no argument {str(keyword.arg)[:40]} left", example(op))
         given[keyword.arg] = keyword.value
     if len(tree.args) > len(names) or len(given) < len(names):
         count = len(tree.args) + len(tree.keywords)
@@ -599,7 +597,7 @@ OTHERS: dict[type[ast.AST], tuple[str, str]] = {
     ast.BoolOp: ("and, or ask Python, which knows no series", "& and |, with each comparison in brackets"),
     ast.IfExp: ("if … else asks Python, which knows no series", "If(condition,left,right)"),
     ast.Tuple: ("a comma belongs inside the brackets of an operator", "one expression"),
-    ast.Attribute: ("a series has no attributes", "an operator, like Mean($close,5)"),
+    ast.Attribute: ("a series has no attributes", "an operator, like Mean($close,20)"),
 }
 
 
