@@ -146,9 +146,9 @@ def sorted_with_places(x: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArr
     return (both >> 32).astype(np.int32), both.astype(np.int32)
 
 
-def ranks(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.intp]]:  # x's shape; (features, 1, sessions)
+def ranks(x: NDArray) -> tuple[NDArray[np.float32], NDArray[np.intp]]:  # x's shape; (features, 1, sessions)
     "Ranks from 1 among each session's values, ties averaged, NaN kept; and how many there are."
-    across = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    across = np.ascontiguousarray(np.moveaxis(x, 1, -1), np.float32)
     keys, places = sorted_with_places(across)
     at, new = np.arange(keys.shape[-1], dtype=np.int32), np.ones(keys.shape, bool)
     np.not_equal(keys[..., 1:], keys[..., :-1], out=new[..., 1:])
