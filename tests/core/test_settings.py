@@ -27,6 +27,7 @@ def test_the_command_line_beats_the_environment_which_beats_the_file() -> None:
         ("training.threads", "many", "integer"),
         ("services.exchange_port", "70000", "65535"),
         ("files.columns", "symbol", "field=column"),
+        ("features.set", "alpha159", "expected alpha158, alpha360, or the path of a .toml file"),
         ("portfolio.kapital", "5", "did you mean capital"),
         ("portfolo.capital", "5", "did you mean portfolio"),
         ("capital", "5", "section.key"),
@@ -54,6 +55,11 @@ def test_a_dot_env_file_is_read_and_the_real_environment_beats_it(tmp_path: Path
         check=True,
     )
     assert done.stdout.split() == ["9", "4"]
+
+
+def test_a_feature_set_is_qlibs_own_or_a_file() -> None:
+    for name in ("alpha158", "alpha360", "sets/mine.toml"):
+        assert load({"features.set": name}, env={}).features.set == name
 
 
 def test_what_computes_features_changes_no_hash_for_it_changes_no_value() -> None:
