@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ExpressionError, InputError
 from .expressions import WINDOWS, Node, kind, parse
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ['Span', 'LEAF', 'SIGNS', 'Stop', 'INK', 'PAPER', 'WARM', 'DEEP', 'SOFT', 'GREY', 'CAPTIONED', 'union', 'shifted',
            'span', 'number', 'rewrite', 'plain', 'Graph', 'graph', 'number_nodes', 'read', 'operators', 'summary',
            'caption', 'Drawing', 'draw_tree', 'branches', 'shortened', 'columns', 'wires', 'spread', 'heights',
-           'crossings', 'straighten', 'draw', 'is_shared', 'draw_lines', 'draw_nodes', 'draw_legend']
+           'crossings', 'straighten', 'draw', 'draw_lines', 'draw_nodes', 'draw_legend']
 
 # %% ../../nbs/features/03_graph.ipynb #a696bbc6
 Span = tuple[int | None, int]  # First and last session looked at, counted from the value's own; None: all history
@@ -117,7 +117,11 @@ class Graph:
     @cached_property
     def shared(self) -> tuple[int, ...]:
         "The computed nodes that are used more than once."
-        return tuple(i for i, n in enumerate(self.nodes) if self.uses[i] > 1 and n.op not in LEAF)
+        return tuple(i for i in range(len(self.nodes)) if self.is_shared(i))
+
+    def is_shared(self, i: int) -> bool:
+        "Is this node computed once and used more than once?"
+        return self.uses[i] > 1 and self.nodes[i].op not in LEAF
 
     @property
     def written(self) -> int:
@@ -215,21 +219,24 @@ def summary(graph: Graph) -> str:
     return "| graph | |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in rows)
 
 # %% ../../nbs/features/03_graph.ipynb #8616c62c
-SIGNS = {"Add": "+", "Sub": "−", "Mul": "×", "Div": "÷", "Power": "^", "Gt": ">", "Ge": "≥", "Lt": "<", "Le": "≤", "Eq": "=", "Ne": "≠"}  # fmt: skip
+SIGNS = {
+    "Add": "+", "Sub": "−", "Mul": "×", "Div": "÷", "Power": "^",
+    "Gt": ">", "Ge": "≥", "Lt": "<", "Le": "≤", "Eq": "=", "Ne": "≠",
+}  # fmt: skip
 
 
 def caption(node: Node) -> str:
     "A node in few signs: its operator, its parameters and what constants it has."
-    if node.op in ("Field", "Constant"):
+    if node.op in LEAF:
         return node.text
     name = SIGNS.get(node.op, node.op)
     if node.op == "If":
         left, right = (a.text if a.op == "Constant" else "·" for a in node.args[1:])
         return name if (left, right) == ("·", "·") else f"If {left} else {right}"
     parts = [name, *(str(p).replace("-", "−") for p in node.params)]
-    constants = [(i, a.text) for i, a in enumerate(node.args) if a.op == "Constant"]
-    for i, text in constants:
-        parts.insert(0 if i == 0 and node.op in SIGNS else len(parts), text)
+    for i, arg in enumerate(node.args):
+        if arg.op == "Constant":
+            parts.insert(0 if i == 0 and node.op in SIGNS else len(parts), arg.text)
     return " ".join(parts)
 
 
@@ -250,7 +257,7 @@ def draw_tree(graph: Graph, name: str) -> Drawing:
 
 def branches(graph: Graph, i: int, lead: str, below: str, drawn: set[int]) -> Iterator[str]:
     "The lines of a node and of what it is computed from."
-    node, mark = graph.nodes[i], f"  ● {graph.uses[i]}" if i in graph.shared else ""
+    node, mark = graph.nodes[i], f"  ● {graph.uses[i]}" if graph.is_shared(i) else ""
     again = i in drawn and node.op != "Field"
     yield lead + (f"↑ {shortened(node.text)}" if again else caption(node)) + mark
     operands = [a for a in graph.args[i] if graph.nodes[a].op != "Constant"]
@@ -348,7 +355,7 @@ def straighten(
             y.update(zip(col, spread([sum(y[n] for n in ns) / len(ns) for ns in near]), strict=True))
     return y
 
-# %% ../../nbs/features/03_graph.ipynb #8891b92a
+# %% ../../nbs/features/03_graph.ipynb #0c582b1a
 INK, PAPER, WARM, DEEP, SOFT, GREY = "#1b2a41", "#ffffff", "#e07a1f", "#2a6f97", "#dbe9f1", "#9fb0bf"
 CAPTIONED = 90  # Nodes: more are drawn as dots
 
@@ -376,12 +383,7 @@ def draw(part: Graph) -> Figure:
     plt.close(figure)
     return figure
 
-
-def is_shared(graph: Graph, i: int) -> bool:
-    "A computed node with several users."
-    return graph.uses[i] > 1 and graph.nodes[i].op not in LEAF
-
-
+# %% ../../nbs/features/03_graph.ipynb #8891b92a
 def draw_lines(ax: Axes, graph: Graph, lines: set[tuple[Stop, Stop]], y: dict[Stop, float], width: float) -> None:
     "Every line as a soft curve, in orange where it comes from a shared node."
     from matplotlib.collections import PatchCollection
@@ -392,7 +394,7 @@ def draw_lines(ax: Axes, graph: Graph, lines: set[tuple[Stop, Stop]], y: dict[St
         bends = [
             PathPatch(Path([(a[1], y[a]), (a[1] + 0.5, y[a]), (b[1] - 0.5, y[b]), (b[1], y[b])], [1, 4, 4, 4]))
             for a, b in sorted(lines)
-            if is_shared(graph, a[0]) == shared
+            if graph.is_shared(a[0]) == shared
         ]
         ax.add_collection(
             PatchCollection(bends, facecolor="none", edgecolor=color, lw=width, alpha=0.7, zorder=1 + shared)
@@ -402,7 +404,7 @@ def draw_lines(ax: Axes, graph: Graph, lines: set[tuple[Stop, Stop]], y: dict[St
 def draw_nodes(ax: Axes, graph: Graph, places: dict[int, tuple[int, float]], captions: bool) -> None:
     "The nodes as captions in boxes, or as dots; fields always by name."
     for i, place in places.items():
-        op, shared = graph.nodes[i].op, is_shared(graph, i)
+        op, shared = graph.nodes[i].op, graph.is_shared(i)
         fill, ink = (INK, PAPER) if op in LEAF else (SOFT if op in WINDOWS else PAPER, INK)
         rim = WARM if shared else INK if op in LEAF else DEEP if op in WINDOWS else GREY
         if captions or op in LEAF:
@@ -411,9 +413,10 @@ def draw_nodes(ax: Axes, graph: Graph, places: dict[int, tuple[int, float]], cap
         else:
             ax.scatter(*place, s=4 + 5 * graph.uses[i], c=fill, ec=rim, lw=0.9, zorder=3)
         if shared and captions:
-            ax.annotate(f"{graph.uses[i]}×", place, (0, 9.5), textcoords="offset points", color=WARM, size=6.5, ha="center", weight="bold", zorder=5)  # fmt: skip
+            users: dict[str, Any] = {"color": WARM, "size": 6.5, "ha": "center", "weight": "bold", "zorder": 5}
+            ax.annotate(f"{graph.uses[i]}×", place, (0, 9.5), textcoords="offset points", **users)
 
-
+# %% ../../nbs/features/03_graph.ipynb #7d2c8934
 def draw_legend(ax: Axes) -> None:
     "What the colours mean, below the picture."
     from matplotlib.lines import Line2D
