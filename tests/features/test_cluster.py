@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +12,7 @@ import dask
 import numpy as np
 import pytest
 from distributed import LocalCluster
+from numpy._core._multiarray_umath import __cpu_dispatch__
 
 from tradenb.core.errors import ConfigError, DataError, ServiceUnavailable
 from tradenb.core.progress import heard_by
@@ -24,9 +27,8 @@ HERE = compute(MARKET, FSET).values.tobytes()
 
 
 def two_workers() -> LocalCluster:
-    return LocalCluster(
-        n_workers=2, processes=True, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50
-    )
+    ours = {"n_workers": 2, "processes": True, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+    return LocalCluster(**ours, silence_logs=50)
 
 
 @pytest.fixture(scope="module")
@@ -134,4 +136,15 @@ def test_errors_of_ours_come_back_as_they_are_and_others_as_a_failed_service(clu
 def test_a_worker_that_gives_other_bits_is_refused(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "proof", lambda fset: "what another processor gives")
     with pytest.raises(DataError, match="gives other bits than this machine for alpha158"):
+        compute_on(cluster.scheduler_address, MARKET, FSET)
+
+
+def test_a_worker_whose_processor_rounds_a_logarithm_differently_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    "NumPy can be told to leave instructions alone; then it is a NumPy on an older processor."
+    monkeypatch.setenv("NPY_DISABLE_CPU_FEATURES", " ".join(__cpu_dispatch__))
+    code = "from tradenb.features.cluster import proof; from tradenb.features.sets import feature_set; print(proof(feature_set('alpha158')))"
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if there.stdout.strip() in ("", module.proof(FSET)):
+        pytest.skip("this NumPy rounds alike without its processor's newer instructions")
+    with two_workers() as cluster, pytest.raises(DataError, match="gives other bits than this machine for alpha158"):
         compute_on(cluster.scheduler_address, MARKET, FSET)

@@ -182,7 +182,7 @@ class Features(Section):
 
     set: FeatureSetName
     engine: Literal["auto", "numpy", "numba"]
-    scheduler: str
+    scheduler: str = Field(pattern=r"^$|^(tcp|tls|ws|wss|ucx)://\S+$")
 
 
 class Label(Section):
