@@ -1,6 +1,7 @@
 "The language: pyqlib's texts read as pyqlib reads them, everything else refused with its place and a remedy."
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -300,7 +301,7 @@ def test_nothing_but_expressions_is_read_let_alone_executed(text: str) -> None:
     assert refused(text)
 
 
-PIECES = [*OPERATORS, "$close", "$open", "$", "(", ")", ",", "+", "-", "*", "/", "**", ">", "<", "==", "!=", "&", "|", "~", "not ", " and ", "5", "0", "-1", "1e-12", ".5", "9" * 30,
+PIECES = [*OPERATORS, *["$close", "$open>1", "Mean($close,", "If(", "+", "-", "*", "(", ")", ",", "2", ")"] * 8, "$close", "$open", "$", "(", ")", ",", "+", "-", "*", "/", "**", ">", "<", "==", "!=", "&", "|", "~", "not ", " and ", "5", "0", "-1", "1e-12", ".5", "9" * 30,
           " ", "\n", "N=", "*", "$$x", "é", "：", "'", "%", "//", "=", "if", "1e400", "True", "lambda", ".", "²", "\x00"]  # fmt: skip
 
 
@@ -313,10 +314,15 @@ PIECES = [*OPERATORS, "$close", "$open", "$", "(", ")", ",", "+", "-", "*", "/",
 @example("Mean($close,1e5)")
 @example("0or$close")
 @example("1_000*$close")
+@example("..5or $close")
+@example("（5or $close")
 def test_garbage_is_refused_and_never_an_accident(text: str) -> None:
-    got = outcome(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = outcome(text)
     if isinstance(got, Node):
         assert parse(str(got)) == got
+        assert str(expression(" ".join(text.split()))) == str(got)  # nothing is read that pyqlib reads otherwise
     else:
         assert 1 <= got.position <= len(text) + 1
         assert got.suggestion

@@ -290,7 +290,7 @@ MAX_LENGTH = 10_000  # Characters of one expression
 MAX_DEPTH = 150  # Operators inside operators
 FIELD = re.compile(r"\$(\$?)([\w、：（）]*)")  # The Chinese signs as in pyqlib
 FOREIGN = re.compile(r"[^\w\s$+\-*/%().,<>=!&|~^、：（）]")
-NUMERAL = re.compile(r"(?<![\w$.、：（）])\.?\d(?:[eE][+-]?(?=\d)|[\w.])*")
+NUMERAL = re.compile(r"(?<!\w)\.?\d(?:[eE][+-]?(?=\d)|[\w.])*")
 GOOD_NUMERAL = re.compile(r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 
 
@@ -313,11 +313,15 @@ def mask(text: str) -> tuple[str, dict[int, str]]:  # Python source of the same 
         if at == end or re.match(r"[\w、：（）]", text[at - 1 : at]):
             refuse(text, at, f"an operator is missing before ${name[:40]}", f"*${name[:40]} or +${name[:40]}")
         fields[at], end = name, found.end()
-    return re.sub(r"\s", " ", FIELD.sub(lambda m: "_" * len(m[0]), text)), fields
+    source = re.sub(r"\s", " ", FIELD.sub(lambda m: "_" * len(m[0]), text))
+    for numeral in NUMERAL.finditer(source):
+        if not GOOD_NUMERAL.fullmatch(numeral[0]):
+            refuse(text, numeral.start(), f"{numeral[0][:20]} is not a number", "a number like 20, 0.5 or 1e-12")
+    return source, fields
 
 
 def check_characters(text: str) -> None:
-    "Length, alphabet and numerals."
+    "Length and alphabet."
     if len(text) > MAX_LENGTH:
         refuse(
             text,
@@ -331,9 +335,6 @@ def check_characters(text: str) -> None:
         refuse(text, found.start(), *ELSEWHERE[found[1]])
     if found := FOREIGN.search(text):
         refuse(text, found.start(), f"{found[0]!r} has no place in an expression", "fields, numbers and operators only")
-    for numeral in NUMERAL.finditer(text):
-        if not GOOD_NUMERAL.fullmatch(numeral[0]):
-            refuse(text, numeral.start(), f"{numeral[0][:20]} is not a number", "a number like 20, 0.5 or 1e-12")
 
 # %% ../../nbs/features/02_expressions.ipynb #367a7c4e
 @dataclass(frozen=True)
