@@ -18,8 +18,10 @@ from . import Result, __path__
 
 
 def available() -> list[str]:
-    "The names of the benchmarks: the modules beside this one."
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    "The names of the benchmarks: the modules beside this one, with hyphens."
+    return sorted(
+        module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
+    )
 
 
 def chosen(names: list[str]) -> list[str]:
@@ -41,7 +43,7 @@ def measured(names: list[str], console: Console) -> dict[str, list[Result]]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         for name in names:
-            module = importlib.import_module(f"pipelines.benchmarks.{name}")
+            module = importlib.import_module(f"pipelines.benchmarks.{name.replace('-', '_')}")
             doing = f"{name}: {first_line(module.__doc__)}"
             if not console.is_terminal:
                 console.print(doing)

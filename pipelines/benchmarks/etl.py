@@ -7,8 +7,6 @@ the bars twice, as delivered and as judged good.
 """
 
 import json
-import resource
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +28,7 @@ from tradenb.market.lake import open_lake
 from tradenb.market.quality import sample_bars
 
 from . import Result, missing, real_data
+from ._measure import in_a_process, peak_gib, seconds
 
 ROUNDS = 5
 RAW = ["symbol", "date", "open", "high", "low", "close", "volume"]
@@ -84,9 +83,8 @@ def whole(bars: Path, actions: Path) -> dict[str, Any]:
         warm(Path(tmp))
         settings, watch = files_settings(Path(tmp) / "whole", bars, actions), Stopwatch()
         report = take_in(settings, LAST)
-        seconds = watch.seconds
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"s": seconds, "peak_gib": peak, **report.counts}
+        took = watch.seconds
+    return {"s": took, "peak_gib": peak_gib(), **report.counts}
 
 
 def days(symbols: int = 500, years: int = 5, more: int = 7) -> dict[str, Any]:
@@ -110,13 +108,6 @@ def duckdb_alone(bars: Path) -> dict[str, Any]:
         small, _ = few_bars(Path(tmp), 20, sessions(date(2013, 11, 1), date(2014, 1, 31)))
         by_duckdb(small, Path(tmp) / "warm")
         return {"s": seconds(lambda: by_duckdb(bars, Path(tmp) / "whole"))}
-
-
-def in_a_process(*arguments: object) -> dict[str, Any]:
-    "What `whole`, `days` or `duckdb_alone` answers from a process of its own."
-    command = [sys.executable, "-m", "pipelines.benchmarks.etl", *map(str, arguments)]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    return json.loads(answer.stdout.splitlines()[-1])
 
 
 def by_pandas(bars: Any, events: Any) -> Any:
@@ -160,13 +151,6 @@ def prepared() -> Iterator[tuple[Path, Path]]:
         yield bars, actions
 
 
-def seconds(work: Callable[[], object]) -> float:
-    "Wall-clock time of one call."
-    watch = Stopwatch()
-    work()
-    return watch.seconds
-
-
 def main() -> list[Result]:
     "The whole ETL beside DuckDB, our adjustment beside pandas, and one more day."
     if missing("sp_raw_adj_1998_2014.parquet"):
@@ -174,8 +158,8 @@ def main() -> list[Result]:
     etl, duck, pandas, ours = [], [], [], []
     with prepared() as (file, actions):
         for _ in range(ROUNDS):
-            etl.append(in_a_process("whole", file, actions))
-            duck.append(in_a_process("duckdb_alone", file)["s"])
+            etl.append(in_a_process("etl", "whole", file, actions))
+            duck.append(in_a_process("etl", "duckdb_alone", file)["s"])
         bars, events = pl.read_parquet(file, columns=RAW), pl.read_parquet(actions)
         frames = bars.to_pandas(), events.to_pandas()
         for _ in range(ROUNDS):
@@ -191,7 +175,7 @@ def main() -> list[Result]:
         ("etl.pandas_s", median(pandas), "s"),
         ("etl.vs_pandas", median(pandas) / median(ours), "x"),
         ("etl.peak_gib", max(run["peak_gib"] for run in etl), "GiB"),
-        ("etl.day_s", in_a_process("days")["s"], "s"),
+        ("etl.day_s", in_a_process("etl", "days")["s"], "s"),
     ]
 
 

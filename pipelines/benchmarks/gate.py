@@ -11,13 +11,13 @@ from statistics import median
 
 import polars as pl
 
-from tradenb.core.clock import Stopwatch
 from tradenb.market.actions import ACTION_SCHEMA
 from tradenb.market.demo import simulate
 from tradenb.market.quality import PRICES, GateResult, Limits, run_gate
 from tradenb.market.tickers import from_lean_factors
 
 from . import Result, missing, real_data
+from ._measure import seconds
 
 FILES = ("sp_raw_adj_1998_2014", "sp500_daily_2013_2018", "lean_daily_raw")
 CASES, AROUND, ROUNDS = 20, 3, 5
@@ -115,11 +115,7 @@ def on_real_data() -> list[Result]:
     if not found:
         return []
     print_cases(files, found)
-    took = []
-    for _ in range(ROUNDS):
-        watch = Stopwatch()
-        files[names[0]].gate()
-        took.append(watch.seconds)
+    took = [seconds(files[names[0]].gate) for _ in range(ROUNDS)]
     rows = len(files[names[0]].rows)
     results: list[Result] = [("gate.run_s", median(took), "s"), ("gate.rows_per_s", rows / median(took), "rows/s")]
     return results + [(f"gate.bad_share.{name}", 100 * result.bad_share, "%") for name, result in found.items()]
