@@ -45,7 +45,7 @@ $(ENV): $(STAMP) pyproject.toml requirements.in
 	@touch $@
 
 # Says by itself why it could not; features are then computed by NumPy, and the next `make` tries again.
-.venv/.kernels: tradenb/features/kernels.py $(ENV)
+.venv/.kernels: tradenb/features/kernels.py tradenb/features/windows.py $(ENV)
 	@! $(BIN)/python -m tradenb.features.compiled || touch $@
 
 run: $(ENV) $(KERNELS) ## The daily job for the next session, end to end (ARGS="--date 2024-01-05 --verbose")
