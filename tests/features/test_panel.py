@@ -1,6 +1,6 @@
 """Panels: every bar at its symbol and session, once, and nothing known before its day."""
 
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tradenb.core.errors import DataError, InputError
 from tradenb.features.panel import FIELDS, Panel, panels, random_panel
+from tradenb.market.lake import Lake
 
 
 def bars_of(panel: Panel, prefix: str = "adj_") -> pl.DataFrame:
@@ -196,3 +197,26 @@ def test_panels_of_one_source_have_the_same_sessions(tmp_path: Path) -> None:
 def test_a_source_that_gives_no_panels_says_why(source, options: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         list(panels(source, **options))
+
+
+def test_groups_of_symbols_come_from_the_lake_and_from_sql_too(tmp_path: Path) -> None:
+    days = [date(2024, 1, d) for d in (2, 3, 4, 5)]
+    rows = [{"symbol": s, "date": d} for s in ("A", "B", "C") for d in days if (s, d) != ("B", days[1])]
+    prices = {f: pl.Series(10.0 + np.arange(len(rows))) for f in FIELDS}
+    bars = pl.DataFrame(rows).with_columns(**prices).cast({"volume": pl.Int64})
+    lake = Lake(tmp_path)
+    with lake.writing() as draft:
+        draft.merge(
+            "bars", bars.with_columns(source=pl.lit("vendor"), ingested_at=pl.lit(datetime(2024, 1, 6, tzinfo=UTC)))
+        )
+        draft.record(days[-1], "vendor", datetime(2024, 1, 6, tzinfo=UTC))
+    whole = Panel.from_bars(lake.read("bars"), sessions=days)
+    options = {"symbols_per_chunk": 2, "sessions": days, "symbols": whole.symbols}
+    query = "SELECT * FROM bars WHERE symbol IN ({}) ORDER BY symbol, date"
+    for read in (
+        lambda names: lake.read("bars", symbols=names),
+        lambda names: lake.sql(query.format(", ".join(f"'{name}'" for name in names))),
+    ):
+        parts = list(panels(read, **options))
+        assert [part.symbols for part in parts] == [("A", "B"), ("C",)]
+        assert all(same(part, whole.select(part.symbols)) for part in parts)
