@@ -14,16 +14,19 @@ import pytest
 from distributed import LocalCluster
 from numpy._core._multiarray_umath import __cpu_dispatch__
 
-from tradenb.core.errors import ConfigError, DataError, ServiceUnavailable
+from tradenb.core.errors import ConfigError, DataError, ExpressionError, InputError, ServiceUnavailable
 from tradenb.core.progress import heard_by
 from tradenb.features import cluster as module
 from tradenb.features.cluster import compute_on, connected, worker_errors
+from tradenb.features.engine import compute
+from tradenb.features.expressions import parse
 from tradenb.features.panel import Panel, random_panel
-from tradenb.features.sets import compute, feature_set
+from tradenb.features.sets import FeatureSet, feature_set
 
 FSET = feature_set("alpha158")
 MARKET = random_panel(40, 200, seed=6, suspended=0.02)
 HERE = compute(MARKET, FSET).values.tobytes()
+RECURSIVE = FeatureSet.of("recursive", {"SLOW": "EMA($close, 10)", "ALL": "Mean($close, 0)", "NEAR": "Mean($close, 5)"})
 
 
 def two_workers() -> LocalCluster:
@@ -148,3 +151,31 @@ def test_a_worker_whose_processor_rounds_a_logarithm_differently_is_refused(monk
         pytest.skip("this NumPy rounds alike without its processor's newer instructions")
     with two_workers() as cluster, pytest.raises(DataError, match="gives other bits than this machine for alpha158"):
         compute_on(cluster.scheduler_address, MARKET, FSET)
+
+
+def test_states_of_recursions_come_back_joined_and_go_out_again(cluster: LocalCluster) -> None:
+    past = MARKET.until(MARKET.dates[-2])
+    there = compute_on(cluster.scheduler_address, past, RECURSIVE, symbols_per_chunk=7)
+    here = compute(past, RECURSIVE)
+    assert there.state is not None
+    assert here.state is not None
+    assert there.state.symbols == here.state.symbols
+    for name in ("values", "listed", "bars"):
+        assert getattr(there.state, name).tobytes() == getattr(here.state, name).tobytes()
+    day = compute_on(cluster.scheduler_address, MARKET.tail(20), RECURSIVE, state=there.state, symbols_per_chunk=9)
+    assert day.values.tobytes() == np.ascontiguousarray(compute(MARKET, RECURSIVE).values[:, :, -1:]).tobytes()
+    with pytest.raises(InputError, match="another feature set's"):
+        compute_on(cluster.scheduler_address, MARKET.tail(20), FSET, state=there.state)
+
+
+def test_an_error_of_the_language_crosses_machines_with_all_it_says(cluster: LocalCluster) -> None:
+    with (
+        connected(cluster.scheduler_address, 10) as client,
+        pytest.raises(ExpressionError) as caught,
+        worker_errors(cluster.scheduler_address),
+    ):
+        client.submit(parse, "Mean($clse, 5)", pure=False).result()
+    with pytest.raises(ExpressionError) as here:
+        parse("Mean($clse, 5)")
+    assert str(caught.value) == str(here.value)
+    assert vars(caught.value) == vars(here.value)

@@ -32,7 +32,7 @@ from tradenb.features.processors import (
     ZScoreNorm,
     sector_codes,
 )
-from tradenb.features.sets import FeatureBlock
+from tradenb.features.engine import FeatureBlock
 
 F, S, T = 3, 31, 40
 CROSS_SECTIONAL = [

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from tradenb.core.errors import DataError, InputError
 from tradenb.core.progress import heard_by
+from tradenb.features.engine import Engine, compute
 from tradenb.features.panel import Panel, panels, random_panel
-from tradenb.features.sets import compute, feature_set
+from tradenb.features.sets import feature_set
 from tradenb.features.stream import COMPLETE, in_order, scan, stream
 
 FSET = feature_set("alpha158")
@@ -198,3 +199,10 @@ def test_missing_values_stay_nan_and_floats_stay_32_bits(tmp_path: Path) -> None
     assert read.schema == {"symbol": pl.String, "date": pl.Date} | dict.fromkeys(FSET.names, pl.Float32)
     assert sum(read.null_count().row(0)) == 0
     assert np.isnan(read["STD5"].to_numpy()).any()
+
+
+@pytest.mark.parametrize("engine", ["numpy", "auto"])
+def test_either_engine_writes_the_same_files(tmp_path: Path, engine: Engine) -> None:
+    report = stream(MARKET, FSET, tmp_path / engine, 5, engine=engine)
+    assert scan(tmp_path / engine).collect().equals(WHOLE, null_equal=True)
+    assert stream(MARKET, FSET, tmp_path / engine, 5).reused == len(report.files)

@@ -6,7 +6,8 @@ import pytest
 
 from tradenb.core.errors import InputError
 from tradenb.features.panel import Panel
-from tradenb.features.sets import compute, feature_set
+from tradenb.features.engine import compute
+from tradenb.features.sets import feature_set
 from tradenb.signals.generator import generate
 
 

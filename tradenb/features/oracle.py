@@ -526,13 +526,13 @@ def judge(
     theirs: NDArray[np.float32],  # the same shape
     tolerance: float = 1e-5,  # see `apart`
     floor: float = 1e-3,
-    at_most: int = 50,  # cells per expression
+    at_most: int | None = 50,  # cells per expression; None: all
 ) -> pl.DataFrame:  # feature, symbol, date, ours, qlib, truth, winner
     "Who is right where two answers differ, by exact arithmetic."
     stocks, rows = truths(panel), []
     for f, (name, expression) in enumerate(expressions.items()):
         cells = np.argwhere(apart(ours[f], theirs[f], tolerance, floor))
-        for i, t in cells[np.unique(np.linspace(0, len(cells) - 1, min(at_most, len(cells)), dtype=int))]:
+        for i, t in cells[:: max(1, -(-len(cells) // at_most)) if at_most else 1]:
             truth, mine, his = stocks[i].at(expression, int(t)), ours[f, i, t], theirs[f, i, t]
             winner = verdict(mine, his, truth, ROUNDING * stocks[i].largest)
             rows.append((name, panel.symbols[i], panel.dates[t].item(), float(mine), float(his), truth, winner))

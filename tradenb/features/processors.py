@@ -21,7 +21,7 @@ from ..core.errors import InputError
 from .panel import Day
 
 if TYPE_CHECKING:
-    from tradenb.features.sets import FeatureBlock
+    from tradenb.features.engine import FeatureBlock
 
 # %% auto #0
 __all__ = ['Values', 'LAST', 'STEPS', 'CHUNK_CELLS', 'Peers', 'sector_codes', 'total', 'among', 'mean_and_std', 'quantile',

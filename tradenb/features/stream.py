@@ -30,8 +30,9 @@ from filelock import FileLock, Timeout
 from ..core.clock import Stopwatch
 from ..core.errors import DataError, InputError
 from ..core.progress import say
+from .engine import Engine, FeatureBlock, compute
 from .panel import FIELDS, Day, Panel, panels
-from .sets import FeatureBlock, FeatureSet, compute
+from .sets import FeatureSet
 
 # %% ../../nbs/features/14_stream.ipynb #1402e8a2
 BarSource = Panel | str | Path | Iterable[Panel] | Callable[[], Iterable[Panel]]
@@ -141,14 +142,14 @@ class Part:
     reused: bool  # it was there already, made of the same bars
 
 
-def write_part(file: Path, panel: Panel, fset: FeatureSet, start: Day | None) -> Part:
+def write_part(file: Path, panel: Panel, fset: FeatureSet, start: Day | None, engine: Engine) -> Part:
     "Compute and write one piece, unless the file has it already."
     import pyarrow.parquet as pq
 
     wanted = digest(panel, fset, start)
     if made_of(file) == wanted:
         return Part(file, panel.shape[0], pq.read_metadata(file).num_rows, reused=True)
-    rows = table(compute(panel, fset, start, threads=1), wanted)
+    rows = table(compute(panel, fset, start, threads=1, engine=engine), wanted)
     with renamed_when_whole(file) as unfinished:
         pq.write_table(rows, unfinished, **WRITING)
     return Part(file, panel.shape[0], rows.num_rows, reused=False)
@@ -169,14 +170,14 @@ def only_run(lock: Path) -> Iterator[None]:
 
 
 def into_folder(
-    cut: Iterator[Panel], fset: FeatureSet, folder: Path, start: Day | None, workers: int
+    cut: Iterator[Panel], fset: FeatureSet, folder: Path, start: Day | None, workers: int, engine: Engine
 ) -> Iterator[Part]:
     "A file for each piece; `complete.json` names them when all are there."
     with only_run(folder / ".lock"):
         for left in [folder / COMPLETE, *folder.glob(".*.unfinished")]:
             left.unlink(missing_ok=True)
         files = (folder / f"part-{n:05d}.parquet" for n in count())
-        jobs = (partial(write_part, file, panel, fset, start) for file, panel in zip(files, cut, strict=False))
+        jobs = (partial(write_part, file, panel, fset, start, engine) for file, panel in zip(files, cut, strict=False))
         parts = []
         for part in in_order(jobs, workers):
             parts.append(part)
@@ -192,12 +193,14 @@ def contents(fset: FeatureSet, parts: list[Part]) -> dict[str, Any]:
     return {"feature_set": fset.name, "hash": fset.hash, "rows": sum(part.rows for part in parts), "parts": [part.file.name for part in parts]}  # fmt: skip
 
 # %% ../../nbs/features/14_stream.ipynb #aba60229
-def into_file(cut: Iterator[Panel], fset: FeatureSet, file: Path, start: Day | None, workers: int) -> Iterator[Part]:
+def into_file(
+    cut: Iterator[Panel], fset: FeatureSet, file: Path, start: Day | None, workers: int, engine: Engine
+) -> Iterator[Part]:
     "One file, a row group or more for each piece."
     import pyarrow.parquet as pq
 
     def rows_of(panel: Panel) -> tuple[int, Any]:
-        return panel.shape[0], table(compute(panel, fset, start, threads=1))
+        return panel.shape[0], table(compute(panel, fset, start, threads=1, engine=engine))
 
     with only_run(file.with_name(f".{file.name}.lock")), renamed_when_whole(file) as unfinished, ExitStack() as stack:
         writer: Any = None
@@ -235,14 +238,14 @@ def stream(
     symbols_per_chunk: int | None = None,  # default: as many as make 64 MiB of values
     start: Day | None = None,  # first session to give values for
     threads: int | None = None,  # pieces in work at once; default: the machine's cores
+    engine: Engine = "auto",
 ) -> StreamReport:
     "Write features of any number of symbols; the pieces change no value. Raises `DataError` where there are no bars or another run writes."
     watch, to = Stopwatch(), Path(to)
     into = into_file if to.suffix == ".parquet" else into_folder
     parts = []
-    for part in into(
-        pieces(source, symbols_per_chunk, len(fset.names)), fset, to, start, threads or os.cpu_count() or 1
-    ):
+    cut, workers = pieces(source, symbols_per_chunk, len(fset.names)), threads or os.cpu_count() or 1
+    for part in into(cut, fset, to, start, workers, engine):
         parts.append(part)
         say(f"Features: {sum(part.symbols for part in parts):,} symbols")
     files = tuple(dict.fromkeys(part.file for part in parts))

@@ -18,7 +18,8 @@ from ..core import calendar
 from ..core.errors import InputError
 from ..features.labels import label
 from ..features.panel import Panel
-from ..features.sets import FeatureBlock, FeatureSet, compute
+from ..features.engine import FeatureBlock, compute
+from ..features.sets import FeatureSet
 from . import metrics
 from .splits import Fold, WalkForward, Window, folds, latest
 

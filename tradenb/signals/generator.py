@@ -15,7 +15,8 @@ import polars as pl
 
 from ..core.errors import InputError
 from ..features.panel import Panel
-from ..features.sets import compute, feature_set
+from ..features.engine import compute
+from ..features.sets import feature_set
 from ..models.registry import LoadedModel
 from ..portfolio.weights import check_groups, long_short, normalise
 
@@ -71,5 +72,6 @@ def generate(
 def score(model: LoadedModel, panel: Panel) -> np.ndarray:  # (symbols,) raw predictions of the last session
     "Features of the last session through the model."
     fset = feature_set(model.feature_set)
-    block = compute(panel.tail(fset.halo + 1), fset, start=panel.dates[-1])
+    recent = panel if fset.halo is None else panel.tail(fset.halo + 1)
+    block = compute(recent, fset, start=panel.dates[-1])
     return model.predict(block.matrix(np.ones(block.listed.shape, bool)))

@@ -99,13 +99,13 @@ def recent_panel(
     lake: Lake,
     index: BarsIndex,  # at the lake's version
     as_of: date,  # session whose close is the newest thing to know
-    halo: int,  # sessions before it
+    halo: int | None,  # sessions before it; None: all there are
 ) -> Panel:
-    "Adjusted bars of the last halo + 1 sessions; raises `InputError` for a date that is no session or has no data."
-    start = calendar.shift(calendar.require_session(as_of), -halo)
+    "Adjusted bars of the last halo + 1 sessions, or of all; raises `InputError` for a date that is no session or has no data."
+    session, first = calendar.require_session(as_of), min(index.first_bars.values())
+    start = first if halo is None else calendar.shift(session, -halo)
     bars = lake.read("bars", start=start, end=as_of)
     if bars.filter(pl.col("date") == as_of).is_empty():
-        first = min(index.first_bars.values())
         raise InputError(f"no bars on {as_of}: the lake holds {first} to {index.last}; run the ETL for that session")
     return Panel.from_bars(bars, calendar.sessions(start, as_of), first_bars=index.first_bars)
 

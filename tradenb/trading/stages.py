@@ -152,7 +152,7 @@ def train_model(
     rows = eligible(view.read("universe"), bars, Liquidity.of(chosen)) if restricts(chosen) else None
     of_them = f", of whose {len(bars):,} bars {len(rows):,} could have been held" if rows is not None else ""
     say(f"training on {len(panel.symbols)} symbols × {len(panel.dates)} sessions{of_them}")
-    config, tell = training_config(settings, fset.halo), lambda done, of, what: say(f"{what} ({done}/{of})")
+    config, tell = training_config(settings, fset.warmup), lambda done, of, what: say(f"{what} ({done}/{of})")
     return train(panel, fset, config, tell, None if rows is None else panel.mask(rows))
 
 

@@ -1,6 +1,5 @@
-"""Alpha158: pyqlib's values, the same bits from any cut of the history, and nothing from the future."""
+"""The engine on Alpha158: pyqlib's values, the same bits from any cut of the history, and nothing from the future."""
 
-import dataclasses
 from datetime import timedelta
 from fractions import Fraction
 
@@ -8,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tradenb.core.errors import ConfigError, InputError
-from tradenb.features import sets
+from tradenb.core.errors import InputError
+from tradenb.features import engine, sets
 from tradenb.features.labels import label, label_expression
 from tradenb.features.oracle import adversarial_panel, disagreement, qlib_alpha158, qlib_values, write_store
 from tradenb.features.panel import Panel, random_panel
@@ -24,8 +23,8 @@ def panel() -> Panel:
 
 
 @pytest.fixture(scope="module")
-def batch(panel: Panel) -> sets.FeatureBlock:
-    return sets.compute(panel, FSET)
+def batch(panel: Panel) -> engine.FeatureBlock:
+    return engine.compute(panel, FSET)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def qlib(panel: Panel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np
     return dict(zip(asked, answer, strict=True))
 
 
-def last_cells(block: sets.FeatureBlock, n: int) -> bytes:
+def last_cells(block: engine.FeatureBlock, n: int) -> bytes:
     return np.ascontiguousarray(block.values[:, :, -n:]).tobytes()
 
 
@@ -47,7 +46,7 @@ def test_names_and_order_are_those_of_pyqlib() -> None:
 
 
 def test_every_value_is_that_of_pyqlib_and_missing_where_it_is_missing(
-    batch: sets.FeatureBlock, qlib: dict[str, np.ndarray]
+    batch: engine.FeatureBlock, qlib: dict[str, np.ndarray]
 ) -> None:
     for name in FSET.names:
         found = disagreement(batch.feature(name), qlib[name])
@@ -73,59 +72,59 @@ def test_where_a_misprint_left_the_window_ours_is_the_exact_value(tmp_path) -> N
     moved = [Fraction(float(x)) for x in (np.abs(close[1:] / close[:-1] - np.float32(1)) * volume[1:])[-5:]]
     mean = sum(moved) / 5
     exact = float(sum((x - mean) ** 2 for x in moved) / 4) ** 0.5 / float(mean)
-    ours = sets.compute(panel, FSET).feature("WVMA5")[0, -1]
+    ours = engine.compute(panel, FSET).feature("WVMA5")[0, -1]
     assert abs(ours / exact - 1) < 1e-7 < abs(theirs / exact - 1)
 
 
-def test_one_day_from_its_tail_is_the_batch_bit_for_bit(panel: Panel, batch: sets.FeatureBlock) -> None:
+def test_one_day_from_its_tail_is_the_batch_bit_for_bit(panel: Panel, batch: engine.FeatureBlock) -> None:
     for end in range(1, panel.shape[1] + 1):
         day = panel.sessions_between(0, end).tail(FSET.halo + 1)
-        alone = sets.compute(day, FSET, start=day.dates[-1])
+        alone = engine.compute(day, FSET, start=day.dates[-1])
         assert last_cells(alone, 1) == np.ascontiguousarray(batch.values[:, :, end - 1]).tobytes(), day.dates[-1]
 
 
 @pytest.mark.parametrize("bars", [1, 700, 5_000, 10**9])
 def test_chunks_of_any_size_on_any_threads_give_the_same_bits(
-    panel: Panel, batch: sets.FeatureBlock, bars: int, monkeypatch: pytest.MonkeyPatch
+    panel: Panel, batch: engine.FeatureBlock, bars: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sets, "CHUNK_BARS", bars)
+    monkeypatch.setattr(engine, "CHUNK_BARS", dict.fromkeys(engine.CHUNK_BARS, bars))
     for threads in (1, 3):
-        assert sets.compute(panel, FSET, threads=threads).values.tobytes() == batch.values.tobytes()
+        assert engine.compute(panel, FSET, threads=threads).values.tobytes() == batch.values.tobytes()
 
 
-def test_the_future_changes_no_feature_of_the_past(panel: Panel, batch: sets.FeatureBlock) -> None:
+def test_the_future_changes_no_feature_of_the_past(panel: Panel, batch: engine.FeatureBlock) -> None:
     for end in (1, 61, 200, 333, 419):
         past = panel.until(panel.dates[end - 1])
         other = {f: np.concatenate([x[:, :end], x[:, end:] * np.float32(2)], axis=1) for f, x in panel.fields.items()}
         elsewhere = Panel(panel.symbols, panel.dates, other, panel.listed)
         expected = np.ascontiguousarray(batch.values[:, :, :end]).tobytes()
-        assert sets.compute(past, FSET).values.tobytes() == expected
-        assert np.ascontiguousarray(sets.compute(elsewhere, FSET).values[:, :, :end]).tobytes() == expected
+        assert engine.compute(past, FSET).values.tobytes() == expected
+        assert np.ascontiguousarray(engine.compute(elsewhere, FSET).values[:, :, :end]).tobytes() == expected
 
 
-def test_a_symbol_does_not_depend_on_the_others(panel: Panel, batch: sets.FeatureBlock) -> None:
+def test_a_symbol_does_not_depend_on_the_others(panel: Panel, batch: engine.FeatureBlock) -> None:
     for i in (0, 9, 14, 31):
-        alone = sets.compute(panel.select([panel.symbols[i]]), FSET)
+        alone = engine.compute(panel.select([panel.symbols[i]]), FSET)
         assert alone.values.tobytes() == np.ascontiguousarray(batch.values[:, i]).tobytes()
 
 
-def test_start_cuts_the_values_and_not_their_halo(panel: Panel, batch: sets.FeatureBlock) -> None:
+def test_start_cuts_the_values_and_not_their_halo(panel: Panel, batch: engine.FeatureBlock) -> None:
     start = panel.dates[100]
-    late = sets.compute(panel, FSET, start=start)
+    late = engine.compute(panel, FSET, start=start)
     assert late.dates[0] == start and late.listed.shape == late.values.shape[1:] == (40, 320)
     assert last_cells(late, 320) == last_cells(batch, 320)
     sunday = start.item() - timedelta(days=1) if start.item().weekday() == 0 else start.item()
-    assert sets.compute(panel, FSET, start=sunday).dates[0] == start
-    assert sets.compute(panel, FSET, start=panel.dates[-1] + 1).values.shape == (158, 40, 0)
+    assert engine.compute(panel, FSET, start=sunday).dates[0] == start
+    assert engine.compute(panel, FSET, start=panel.dates[-1] + 1).values.shape == (158, 40, 0)
 
 
 def test_a_panel_shorter_than_the_halo_has_growing_windows(panel: Panel) -> None:
-    first = sets.compute(panel.sessions_between(0, 1), FSET)
+    first = engine.compute(panel.sessions_between(0, 1), FSET)
     listed = panel.traded[:, 0]
     assert np.isfinite(first.feature("MA60")[listed, 0]).all() and np.isnan(first.feature("ROC5")).all()
 
 
-def test_matrix_keys_and_frame_name_the_same_rows(panel: Panel, batch: sets.FeatureBlock) -> None:
+def test_matrix_keys_and_frame_name_the_same_rows(panel: Panel, batch: engine.FeatureBlock) -> None:
     rng = np.random.default_rng(3)
     for mask in (None, batch.traded & (rng.random(batch.traded.shape) < 0.3), np.zeros_like(batch.traded)):
         matrix, frame = batch.matrix(mask), batch.frame(mask)
@@ -138,19 +137,6 @@ def test_matrix_keys_and_frame_name_the_same_rows(panel: Panel, batch: sets.Feat
     assert batch.frame().schema["date"] == pl.Date
 
 
-def test_the_hash_names_the_features_their_order_and_their_definition() -> None:
-    assert FSET.hash == "8fac3af672291ec0f2b336d4491041c8862665b30a167071e1ece52311d21494"
-    others = [
-        dataclasses.replace(FSET, names=FSET.names[:-1]),
-        dataclasses.replace(FSET, names=FSET.names[::-1]),
-        dataclasses.replace(FSET, version="other"),
-    ]
-    assert len({FSET.hash, *(o.hash for o in others)}) == 4
-    assert dataclasses.replace(FSET, name="renamed").hash == FSET.hash
-
-
-def test_an_unknown_set_or_feature_is_refused(batch: sets.FeatureBlock) -> None:
-    with pytest.raises(ConfigError, match="no feature set 'alpha1'"):
-        sets.feature_set("alpha1")
+def test_an_unknown_feature_is_refused(batch: engine.FeatureBlock) -> None:
     with pytest.raises(InputError, match="no feature 'KMID3'"):
         batch.feature("KMID3")
