@@ -19,7 +19,7 @@ BENCH ?=
 STAMP := .venv/.stamp-$(shell { pwd -P; cat requirements.lock; } | git hash-object --stdin | cut -c 1-16)
 ENV := .venv/.project
 # Machine code of the feature kernels, which the environment keeps; what only writes, formats or checks does not wait for it.
-KERNELS := $(if $(wildcard tradenb/features/kernels.py),.venv/.kernels)
+KERNELS := .venv/.kernels
 
 help: ## List what there is to type (this)
 	@echo "tradenb: the notebook you research in is the production code"
@@ -45,7 +45,7 @@ $(ENV): $(STAMP) pyproject.toml requirements.in
 	@touch $@
 
 # Says by itself why it could not; features are then computed by NumPy, and the next `make` tries again.
-.venv/.kernels: tradenb/features/kernels.py tradenb/features/windows.py $(ENV)
+$(KERNELS): tradenb/features/kernels.py tradenb/features/windows.py $(ENV)
 	@! $(BIN)/python -m tradenb.features.compiled || touch $@
 
 run: $(ENV) $(KERNELS) ## The daily job for the next session, end to end (ARGS="--date 2024-01-05 --verbose")

@@ -59,6 +59,14 @@ def test_continuous_integration_runs_make_test() -> None:
     assert script.read_text().rstrip().endswith("exec make test")
 
 
+@pytest.mark.parametrize("target", ["install", "run", "test", "test-cov", "bench", "up", "export", "fmt", "clean"])
+def test_what_computes_waits_for_changed_kernels_and_nothing_else_does(target: str) -> None:
+    would = run("make", "-n", "-W", "tradenb/features/kernels.py", target).stdout
+    waits = target not in ("export", "fmt", "clean")
+    assert ("tradenb.features.compiled" in would) == waits
+    assert "share/tradenb" not in would
+
+
 @pytest.fixture
 def lot(tmp_path: Path) -> Path:
     "A project folder with a space in its path, a lock of nothing, and the installer."

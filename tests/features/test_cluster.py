@@ -48,6 +48,12 @@ def test_two_processes_give_the_bytes_of_this_one(cluster: LocalCluster, symbols
     assert (block.traded == MARKET.traded).all()
 
 
+def test_compute_goes_where_the_scheduler_is(cluster: LocalCluster) -> None:
+    assert compute(MARKET, FSET, scheduler=cluster.scheduler_address).values.tobytes() == HERE
+    with pytest.raises(ServiceUnavailable, match="no Dask scheduler at tcp://nowhere"):
+        compute(MARKET, FSET, scheduler="tcp://nowhere.invalid:8786")
+
+
 def test_both_workers_take_part(cluster: LocalCluster) -> None:
     with connected(cluster.scheduler_address, 10) as client:
         before = client.run(os.getpid)

@@ -167,7 +167,7 @@ def start_states(p: Program, panel: Panel, state: State | None) -> NDArray[np.fl
     if state is None:
         return found
     at, known = panel.position(state.date), {s: i for i, s in enumerate(state.symbols)}
-    rows = np.array([known.get(s, -1) for s in panel.symbols])
+    rows = np.array([known.get(s, -1) for s in panel.symbols], np.int64)
     same = np.all(state.bars[:, rows].view(np.int32) == stacked(panel, at).view(np.int32), axis=0) & state.listed[rows]
     if (changed := np.flatnonzero(panel.listed[:, at] & ~(same & (rows >= 0)))).size:
         names = ", ".join(panel.symbols[i] for i in changed[:5])
@@ -226,12 +226,17 @@ def compute(
     threads: int | None = None,  # default: the machine's cores
     engine: Engine = "auto",  # compiled kernels if they are there; the bits are the same
     state: State | None = None,  # of an earlier call, for sets with recursions
+    scheduler: str = "",  # the address of a Dask scheduler whose workers compute, see `features.cluster`; empty: this machine
 ) -> FeatureBlock:
     """Feature values from `start` to the panel's end.
 
     A value of session t is known at its close. It depends on its own symbol's last `fset.halo` + 1 bars alone; where `fset.halo` is None, on
     all bars since the listing, which must be in the panel or stand behind `state`.
     """
+    if scheduler:
+        from tradenb.features.cluster import compute_on
+
+        return compute_on(scheduler, panel, fset, start, engine, state)
     p, kernels, threads = program(fset.graph), chosen(engine), threads or os.cpu_count() or 1
     first = 0 if start is None else panel.position(start)
     plan = resumed(p, fset, panel, state, start) if state else layout(p, len(panel.dates), first)
