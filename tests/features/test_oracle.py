@@ -96,8 +96,8 @@ def tame_store(tame: Panel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_store(tame, tmp_path_factory.mktemp("tame"))
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(texts=batches(depth=3))
+@settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(texts=batches(depth=2))
 def test_on_tame_bars_the_judge_and_pyqlib_agree(texts: list[str], tame: Panel, tame_store: Path) -> None:
     theirs = qlib_values(tame, tame_store, {text: text for text in texts})
     for text, values in zip(texts, theirs, strict=True):

@@ -20,9 +20,9 @@ from .windows import KINDS, NARROW, split
 __all__ = ['Line', 'Params', 'Plan', 'PLANS', 'COMPARISONS', 'ELEMENTS', 'BITS', 'Step', 'Planner', 'Request', 'plans',
            'plan_field', 'plan_constant', 'plan_host', 'plan_sign', 'element', 'is_narrow', 'constants_as', 'state',
            'rung', 'sessions', 'common_value', 'plan_sum', 'plan_mean', 'spreads', 'plan_count', 'squares',
-           'plan_spread', 'plan_moment', 'plan_cov', 'plan_corr', 'plan_slope', 'plan_resi', 'plan_rsquare', 'plan_wma',
-           'plan_extreme', 'plan_position', 'together', 'share', 'plan_rank', 'plan_quantile', 'plan_mad', 'plan_ref',
-           'plan_delta', 'plan_ema', 'decay', 'needs', 'Program', 'program']
+           'plan_spread', 'plan_moment', 'products', 'level_pairs', 'plan_cov', 'plan_corr', 'plan_slope', 'plan_resi',
+           'plan_rsquare', 'plan_wma', 'plan_extreme', 'plan_position', 'together', 'share', 'plan_rank',
+           'plan_quantile', 'plan_mad', 'plan_ref', 'plan_delta', 'plan_ema', 'decay', 'needs', 'Program', 'program']
 
 # %% ../../nbs/features/05_program.ipynb #b49f4506
 Line = tuple[int, int]  # Step, and which of its lines
@@ -106,6 +106,10 @@ class Planner:
         "1 since the listing, NaN before."
         return self.one("alive")
 
+    def since_listing(self, x: Line, dtype: str) -> Line:
+        "The line, NaN before the listing: for operators that make a value of nothing."
+        return self.map("mul", x, self.alive, narrow=dtype == "f4")
+
     def line(self, node: int) -> Line:
         "The line of a node."
         if node not in self.lines:
@@ -170,7 +174,8 @@ def plan_constant(p: Planner, r: Request) -> Line:
 @plans("Log", "Power")
 def plan_host(p: Planner, r: Request) -> Line:
     types = (None if p.graph.nodes[i].op == "Constant" else t for i, t in zip(r.ids, r.types, strict=True))
-    return p.one("host", *r.xs, params=(r.node.op, *types))
+    made = p.one("host", *r.xs, params=(r.node.op, *types))
+    return p.since_listing(made, r.dtype) if r.node.op == "Power" else made
 
 
 @plans("Sign")
@@ -206,7 +211,8 @@ def constants_as(p: Planner, r: Request, dtype: str) -> tuple[Line, ...]:
         else x
         for i, x in zip(r.ids, r.xs, strict=True)
     )
-    return tuple(rounded)
+    with np.errstate(over="ignore"):  # beyond 3.4e38 a constant is infinite
+        return tuple(rounded)
 
 # %% ../../nbs/features/05_program.ipynb #9b70d2cf
 def state(p: Planner, kind: str, d: int, *xs: Line) -> list[Line]:
@@ -257,7 +263,7 @@ def spreads(g: Graph, operand: int, d: int) -> bool:
 
 @plans("Count")
 def plan_count(p: Planner, r: Request) -> Line:
-    return state(p, "count", r.d, *r.xs)[0]
+    return p.since_listing(state(p, "count", r.d, *r.xs)[0], r.dtype)
 
 # %% ../../nbs/features/05_program.ipynb #06c3bc0e
 def squares(p: Planner, r: Request, which: int = 0) -> tuple[Line, Line]:
@@ -279,16 +285,32 @@ def plan_moment(p: Planner, r: Request) -> Line:
     return p.map(r.node.op.lower(), n, p.map("unless_level", q, u) if u else q, c if r.node.op == "Skew" else f)
 
 
+def products(p: Planner, r: Request) -> tuple[Line, Line, Line, Line]:
+    "Count of the pairs and their centred sums of xx, yy and xy."
+    n, _, _, xx, yy, xy = state(p, "cospread", r.d, *r.xs)
+    xx, xy = level_pairs(p, r, 0, xx, xy)
+    yy, xy = level_pairs(p, r, 1, yy, xy)
+    return n, xx, yy, xy
+
+
+def level_pairs(p: Planner, r: Request, side: int, squares: Line, products: Line) -> tuple[Line, Line]:
+    "Both are 0 where the side does not move in the pairs, for operands whose sums round."
+    if r.types[side] != "f8":
+        return squares, products
+    x, other = r.xs[side], r.xs[1 - side]
+    u = state(p, "level", r.d, p.map("add", x, p.map("sub", other, other)))[0]  # x where both are known
+    return p.map("unless_level", squares, u), p.map("unless_level", products, u)
+
+
 @plans("Cov")
 def plan_cov(p: Planner, r: Request) -> Line:
-    n, *_, xy = state(p, "cospread", r.d, *r.xs)
+    n, _, _, xy = products(p, r)
     return p.map("cov", n, xy)
 
 
 @plans("Corr")
 def plan_corr(p: Planner, r: Request) -> Line:
-    n, _, _, xx, yy, xy = state(p, "cospread", r.d, *r.xs)
-    return p.map("corr", n, xx, yy, xy, *(p.map("std", *squares(p, r, side)) for side in (0, 1)))
+    return p.map("corr", *products(p, r), *(p.map("std", *squares(p, r, side)) for side in (0, 1)))
 
 # %% ../../nbs/features/05_program.ipynb #5836e155
 @plans("Slope")
@@ -368,7 +390,8 @@ def plan_mad(p: Planner, r: Request) -> Line:
 def plan_ref(p: Planner, r: Request) -> Line:
     if r.d == 0:
         return p.step("first", r.xs[0], p.alive, params=(0.0, np.nan), size=2), 1
-    return p.one("shift", *r.xs, k=r.d)
+    shifted = p.one("shift", *r.xs, k=r.d)
+    return shifted if r.d > 0 else p.since_listing(shifted, r.dtype)
 
 
 @plans("Delta")
