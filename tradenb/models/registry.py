@@ -24,8 +24,8 @@ from sqlalchemy import Engine, insert, select
 import tradenb
 from ..core.clock import Clock, SystemClock
 from ..core.db import model_activations
-from ..core.errors import ConfigError, InputError, ModelError, NoModelError
-from ..features.sets import feature_set
+from ..core.errors import InputError, ModelError, NoModelError, one_line
+from ..features.sets import FeatureSet, from_json, to_json
 from . import metrics, splits
 from .training import TrainingResult, plot_importance
 
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from tradenb.core.settings import Settings
 
 # %% auto #0
-__all__ = ['CHAMPION', 'VERSION_SCHEMA', 'ModelCard', 'LoadedModel', 'Registry', 'open_registry', 'log_folds', 'figures',
-           'log_artifacts', 'log_booster', 'booster_file', 'digest', 'log_and_register', 'model_tags', 'versions',
-           'champion_version', 'load', 'check_digest', 'check_features', 'activate', 'record_activation', 'champion',
-           'deactivate', 'history']
+__all__ = ['CHAMPION', 'DEFINITION', 'VERSION_SCHEMA', 'ModelCard', 'LoadedModel', 'Registry', 'open_registry', 'log_folds',
+           'figures', 'log_artifacts', 'log_booster', 'booster_file', 'digest', 'log_and_register', 'model_tags',
+           'versions', 'champion_version', 'load', 'check_digest', 'definition', 'check_features', 'activate',
+           'record_activation', 'champion', 'deactivate', 'history']
 
 # %% ../../nbs/models/04_registry.ipynb #3c68632a
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow when it is first imported
@@ -66,12 +66,22 @@ class LoadedModel:
     name: str
     version: int
     booster: lightgbm.Booster = field(repr=False)
-    feature_set: str
-    feature_hash: str
-    feature_names: tuple[str, ...] = field(repr=False)
+    features: FeatureSet  # as it was trained on
     trained_through: date
     metrics: Mapping[str, float] = field(repr=False)  # out of sample, of the recipe
     tags: Mapping[str, str] = field(repr=False)  # vintage, settings_hash, code_version, seed, digest …
+
+    @property
+    def feature_set(self) -> str:  # name
+        return self.features.name
+
+    @property
+    def feature_hash(self) -> str:  # 64 hex digits
+        return self.features.hash
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:  # in the order of the inputs
+        return self.features.names
 
     def predict(
         self,
@@ -193,10 +203,14 @@ def figures(
     }
 
 
+DEFINITION = "feature_set.json"  # artifact of a run: names and expressions that its model was trained on
+
+
 def log_artifacts(client: MlflowClient, run_id: str, result: TrainingResult) -> None:
-    "Pictures, and the tables behind them."
+    "The definition of the features, pictures, and the tables behind them."
     import matplotlib.pyplot as plt
 
+    client.log_text(run_id, to_json(result.feature_set), DEFINITION)
     for name, figure in figures(result).items():
         client.log_figure(run_id, figure, name)
         plt.close(figure)
@@ -337,10 +351,11 @@ def load(
     path = booster_file(registry, f"models:/{registry.name}/{version}")
     check_digest(f"model {registry.name} {version}", path, found.tags)
     booster = lightgbm.Booster(model_file=str(path))
-    check_features(f"model {registry.name} {version}", found.tags, tuple(booster.feature_name()))
+    features = definition(f"model {registry.name} {version}", client, found.run_id)
+    check_features(f"model {registry.name} {version}", features, found.tags, tuple(booster.feature_name()))
     scores = client.get_run(found.run_id).data.metrics if found.run_id else {}
     return LoadedModel(
-        registry.name, version, booster, found.tags["feature_set"], found.tags["feature_hash"], tuple(booster.feature_name()),
+        registry.name, version, booster, features,
         date.fromisoformat(found.tags["trained_through"]), MappingProxyType(dict(scores)), MappingProxyType(dict(found.tags)),
     )  # fmt: skip
 
@@ -354,12 +369,26 @@ def check_digest(what: str, path: Path, tags: Mapping[str, str]) -> None:
         )
 
 
-def check_features(what: str, tags: Mapping[str, str], inputs: tuple[str, ...]) -> None:
-    "Refuse a model whose features the code does not compute any more, or in another order."
+def definition(what: str, client: MlflowClient, run_id: str | None) -> FeatureSet:
+    "The feature set that was stored with a model; raises `ModelError` when it is gone or cannot be read."
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
     try:
-        fset = feature_set(tags.get("feature_set", ""))
-    except ConfigError as error:
-        raise ModelError(f"{what}: {error}") from error
+        source = f"{client.get_run(run_id or '').info.artifact_uri}/{DEFINITION}"
+        return from_json(Path(download_artifacts(source, tracking_uri=client.tracking_uri)).read_text("utf-8"))
+    except (MlflowException, OSError, InputError) as error:
+        raise ModelError(
+            f"{what}: the definition of its features cannot be read ({one_line(error)}): train again"
+        ) from error
+
+
+def check_features(what: str, fset: FeatureSet, tags: Mapping[str, str], inputs: tuple[str, ...]) -> None:
+    "Refuse a model whose features the code does not compute any more, or in another order."
+    if fset.name != tags.get("feature_set"):
+        raise ModelError(
+            f"{what}: registered with feature set {tags.get('feature_set', 'none')}, stored with {fset.name}: train again"
+        )
     if fset.hash != tags.get("feature_hash"):
         raise ModelError(
             f"{what}: feature set {fset.name} hashed to {tags.get('feature_hash', 'none')[:12]}… when it was trained, to {fset.hash[:12]}… in this code: train again"

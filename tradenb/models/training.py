@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from ..core import calendar
 from ..core.errors import InputError
-from ..features.labels import label
-from ..features.panel import Panel
 from ..features.engine import FeatureBlock, compute
+from ..features.labels import label, ranked
+from ..features.panel import Panel
 from ..features.sets import FeatureSet
 from . import metrics
 from .splits import Fold, WalkForward, Window, folds, latest
@@ -112,12 +112,7 @@ def rank_target(
     labels: NDArray,  # (symbols, sessions) returns, NaN unknown
 ) -> NDArray[np.float32]:  # same shape: uniform on ±√3 across each session's names, ties averaged, NaN kept
     "Cross-sectional rank of each return, with mean 0 and variance 1."
-    from scipy.stats import rankdata
-
-    known = np.isfinite(labels)
-    ranks = rankdata(np.where(known, labels, np.inf), axis=0)
-    share = (ranks - 0.5) / np.maximum(known.sum(axis=0), 1) - 0.5
-    return np.where(known, share * np.sqrt(12), np.nan).astype(np.float32)
+    return ranked(labels)
 
 # %% ../../nbs/models/03_training.ipynb #3411466f
 def fit(
@@ -236,7 +231,8 @@ def train(
     progress: Progress | None = None,  # called after the features and after each fit
     eligible: NDArray[np.bool_] | None = None,  # (symbols, sessions): rows to learn from and to be judged on; None: all
 ) -> TrainingResult:
-    "Walk forward, judge, and fit the production model; raises `InputError` when the history is too short."
+    "Walk forward, judge, and fit the production model; raises `InputError` when the history is too short, `ExpressionError` for a feature that looks ahead."
+    fset.require_causal()
     plan, final = folds(config.walk, len(panel.dates)), latest(config.walk, len(panel.dates))
     tell = progress or (lambda done, of, what: None)
     tell(0, len(plan) + 1, f"computing {len(fset.names)} features")

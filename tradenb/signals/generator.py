@@ -14,9 +14,8 @@ import numpy as np
 import polars as pl
 
 from ..core.errors import InputError
-from ..features.panel import Panel
 from ..features.engine import compute
-from ..features.sets import feature_set
+from ..features.panel import Panel
 from ..models.registry import LoadedModel
 from ..portfolio.weights import check_groups, long_short, normalise
 
@@ -71,7 +70,7 @@ def generate(
 
 def score(model: LoadedModel, panel: Panel) -> np.ndarray:  # (symbols,) raw predictions of the last session
     "Features of the last session through the model."
-    fset = feature_set(model.feature_set)
+    fset = model.features
     recent = panel if fset.halo is None else panel.tail(fset.halo + 1)
     block = compute(recent, fset, start=panel.dates[-1])
     return model.predict(block.matrix(np.ones(block.listed.shape, bool)))

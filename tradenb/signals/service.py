@@ -27,7 +27,6 @@ from ..core.settings import Universe as UniverseSettings
 from ..core.web import counter, require_key
 from ..core.web import create_app as web_app
 from ..features.panel import Panel
-from ..features.sets import feature_set
 from ..market.lake import Lake, open_lake
 from ..market.universe import Liquidity, liquid, members
 from ..models.registry import LoadedModel, Registry, open_registry
@@ -237,7 +236,7 @@ def answer(
     lake, book = market.at(ask.vintage), settings.portfolio
     index = market.index(lake)
     as_of = ask.as_of_date or index.last
-    panel = recent_panel(lake, index, as_of, feature_set(model.feature_set).halo)
+    panel = recent_panel(lake, index, as_of, model.features.halo)
     names = names_to_rank(lake, index, as_of, ask.symbols)
     barred = out_of_reach(lake, as_of, names, settings.universe)
     allowed = sorted(set(names) - set(barred["symbol"]))

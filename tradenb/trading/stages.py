@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GATE_RESULTS', 'GATE_PAGE', 'REFUSED_ROWS', 'ORDER', 'ACCOUNT', 'POSITION', 'DIFFERENCE', 'keep_gate_results',
-           'keeping_refusals', 'etl', 'Trained', 'reason_to_train', 'training', 'train_model', 'survivorship_of',
-           'Signals', 'signals', 'Traded', 'trade', 'order_frame', 'event_frame', 'count_fills', 'keep_account',
-           'kept_account', 'keep_positions', 'Reconciled', 'reconcile', 'DayReport', 'report', 'account_day',
-           'symbol_days', 'summarise', 'equity_history']
+           'keeping_refusals', 'etl', 'Trained', 'wanted_features', 'reason_to_train', 'training', 'train_model',
+           'survivorship_of', 'Signals', 'signals', 'Traded', 'trade', 'order_frame', 'event_frame', 'count_fills',
+           'keep_account', 'kept_account', 'keep_positions', 'Reconciled', 'reconcile', 'DayReport', 'report',
+           'account_day', 'symbol_days', 'summarise', 'equity_history']
 
 # %% ../../nbs/trading/09_stages.ipynb #6e297df5
 import json
@@ -28,9 +28,9 @@ from ..core.clock import SystemClock
 from ..core.db import account_snapshots, cash_events, fills, order_events, orders, position_snapshots, run_signals
 from ..core.errors import ModelError, NoModelError, QualityError, ReconciliationBreak
 from ..core.progress import say
-from ..core.settings import Settings
+from ..core.settings import Settings, find_file
 from ..features.panel import Panel
-from ..features.sets import feature_set
+from ..features.sets import FeatureSet, feature_set
 from ..market.catalog import open_source
 from ..market.etl import EtlReport, run_etl
 from ..market.lake import Lake
@@ -99,6 +99,11 @@ class Trained:
     result: TrainingResult | None  # None when the champion was kept
 
 
+def wanted_features(settings: Settings) -> FeatureSet:
+    "The feature set that the settings name; a relative path counts from the settings' own folder."
+    return feature_set(settings.features.set, find_file().parent)
+
+
 def reason_to_train(run: Run, registry: Registry) -> str | None:
     "Why a new model is due; None when the champion is good for another day."
     try:
@@ -107,7 +112,9 @@ def reason_to_train(run: Run, registry: Registry) -> str | None:
         return "no model is active"
     except ModelError as error:
         return f"the champion does not fit this code: {error}"
-    every = run.settings.training.retrain_sessions
+    wanted, every = wanted_features(run.settings), run.settings.training.retrain_sessions
+    if champion.feature_hash != wanted.hash:
+        return f"the champion was trained on other features ({champion.features.name} {champion.feature_hash[:12]}) than the settings ask for ({wanted.name} {wanted.hash[:12]})"
     if champion.trained_through > run.as_of:
         return (
             f"the champion was trained through {champion.trained_through}, after {run.as_of}: it would know the future"
@@ -145,7 +152,7 @@ def train_model(
     symbols: Sequence[str],  # Empty: all
 ) -> TrainingResult:
     "Walk-forward training on the lake's bars up to `as_of`."
-    fset = feature_set(settings.features.set)
+    fset = wanted_features(settings)
     bars = view.read("bars", end=as_of)
     bars = bars.filter(pl.col("symbol").is_in(symbols)) if symbols else bars
     panel, chosen = Panel.from_bars(bars), settings.universe
