@@ -1,7 +1,7 @@
 """Alpha158 of a universe: ours beside pyqlib, plain polars, KunQuant and the memory itself, and what a larger universe costs.
 
-Every contender has a process of its own and two threads (pyqlib: kernels = 2), prepares bars in the form it wants them, warms up with
-one call, and is timed in turns with the others. A time goes from bars in memory to float32 values in memory.
+Every contender has a process of its own and two threads (pyqlib: kernels = 2), prepares bars in the form it wants them, warms up, and
+is timed in turns with the others. A time goes from bars in memory to float32 values in memory.
 TRADENB_BENCH_ROUNDS sets the number of turns, 5 if it is not set.
 """
 
