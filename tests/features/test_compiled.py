@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tradenb.features import compiled
-from tradenb.features.compiled import READY, build, digests, key, load, look, main
+from tradenb.features.compiled import READY, Tally, build, digests, key, load, look, main
 
 TOY = """import numba
 import numpy as np
@@ -161,3 +161,10 @@ def test_the_hint_is_logged_once_and_says_what_to_do(toy: Path, tmp_path: Path) 
         assert [load(toy, [tmp_path / "home"]) for _ in range(3)] == [None] * 3
     assert [line["event"] for line in lines] == ["features.no_compiled_kernels"]
     assert "make install" in lines[0]["hint"]
+
+
+def test_kernels_are_loaded_once_a_process_has_enough_to_compute() -> None:
+    tally = Tally(worth=100)
+    assert [tally.load(bars) for bars in (60, 39)] == [None, None]
+    assert tally.load(1) is load()
+    assert Tally().load(30_000) is None

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..core.errors import DataError, ServiceUnavailable, TradenbError
 from ..core.progress import say
+from . import compiled
 from .engine import Engine, FeatureBlock, State, compute
 from .panel import Day, Panel, random_panel
 from .sets import FeatureSet
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 @cache
 def proof(fset: FeatureSet) -> str:
     "SHA-256 of features of a small panel with gaps, listings and ties: equal where the same code gives the same bits."
-    block = compute(random_panel(4, 150, seed=20, suspended=0.05), fset, threads=1)
+    engine: Engine = "numba" if compiled.load() else "numpy"
+    block = compute(random_panel(4, 150, seed=20, suspended=0.05), fset, threads=1, engine=engine)
     return hashlib.sha256(np.ascontiguousarray(block.values).view(np.uint8).data).hexdigest()
 
 

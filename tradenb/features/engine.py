@@ -24,8 +24,8 @@ from .reference import Columns
 from .sets import FeatureSet
 
 # %% auto #0
-__all__ = ['Mask', 'Engine', 'Work', 'CHUNK_BARS', 'LINE', 'FeatureBlock', 'Layout', 'layout', 'State', 'stacked', 'resumed',
-           'start_states', 'chunks', 'in_parallel', 'led', 'chosen', 'compute', 'kept_state']
+__all__ = ['Mask', 'Engine', 'Work', 'CHUNK_BARS', 'LINE', 'TALLY', 'FeatureBlock', 'Layout', 'layout', 'State', 'stacked',
+           'resumed', 'start_states', 'chunks', 'in_parallel', 'led', 'chosen', 'compute', 'kept_state']
 
 # %% ../../nbs/features/08_engine.ipynb #ff7bfeec
 Mask = NDArray[np.bool_] | None  # (symbols, sessions) rows wanted
@@ -206,11 +206,14 @@ def led(x: NDArray, rows: slice, cut: int, lead: int, dead: float | bool) -> NDA
     return np.pad(x[rows, cut:], ((0, 0), (lead, 0)), constant_values=dead) if lead else x[rows, cut:]
 
 # %% ../../nbs/features/08_engine.ipynb #45c72749
-def chosen(engine: Engine) -> compiled.ModuleType | None:
+TALLY = compiled.Tally()  # of this process
+
+
+def chosen(engine: Engine, bars: int) -> compiled.ModuleType | None:
     "The kernels, or None for NumPy. Raises `ConfigError` where the kernels are demanded and not there."
     if engine == "numpy":
         return None
-    kernels = compiled.load()
+    kernels = compiled.load() if engine == "numba" else TALLY.load(bars)
     if kernels is None and engine == "numba":
         raise ConfigError(
             "features.engine is numba, but no kernels are compiled for this machine: run `make install`, or set it to auto"
@@ -224,7 +227,7 @@ def compute(
     start: Day
     | None = None,  # first session to give values for; default: the panel's first, or the first after `state`
     threads: int | None = None,  # default: the machine's cores
-    engine: Engine = "auto",  # compiled kernels if they are there; the bits are the same
+    engine: Engine = "auto",  # compiled kernels if they are there and worth loading; the bits are the same
     state: State | None = None,  # of an earlier call, for sets with recursions
     scheduler: str = "",  # the address of a Dask scheduler whose workers compute, see `features.cluster`; empty: this machine
 ) -> FeatureBlock:
@@ -237,10 +240,11 @@ def compute(
         from tradenb.features.cluster import compute_on
 
         return compute_on(scheduler, panel, fset, start, engine, state)
-    p, kernels, threads = program(fset.graph), chosen(engine), threads or os.cpu_count() or 1
+    p, threads = program(fset.graph), threads or os.cpu_count() or 1
     first = 0 if start is None else panel.position(start)
     plan = resumed(p, fset, panel, state, start) if state else layout(p, len(panel.dates), first)
     columns, symbols = plan.columns, len(panel.symbols)
+    kernels = chosen(engine, symbols * columns.stop)
     out = np.empty((len(p.roots), symbols, len(panel.dates) - plan.first), np.float32)
     before, after = start_states(p, panel, state), np.empty((symbols, len(p.empty)))
 
