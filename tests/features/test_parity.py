@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.features.strategies import SHORTEST, batches
 from tradenb.core.errors import ExpressionError
-from tradenb.features.engine import compute
+from tradenb.features.engine import Engine, compute
 from tradenb.features.expressions import parse
 from tradenb.features.oracle import (
     ROUNDING,
@@ -34,8 +34,9 @@ from tradenb.features.sets import FeatureSet
 Asked = dict[str, str]
 
 
-def ours(panel: Panel, asked: Asked) -> np.ndarray:
-    return compute(panel, FeatureSet.of("asked", {f"f{i}": text for i, text in enumerate(asked.values())})).values
+def ours(panel: Panel, asked: Asked, engine: Engine = "auto") -> np.ndarray:
+    fset = FeatureSet.of("asked", {f"f{i}": text for i, text in enumerate(asked.values())})
+    return compute(panel, fset, engine=engine).values
 
 
 def lost(verdicts: pl.DataFrame) -> list[tuple]:
@@ -196,13 +197,15 @@ EARLY = (
     "Mean(Ref($close,-1),5)", "Rank(Ref($close,-1),2)", "Skew(Ref($low,-5),7)", "Ref(Ref($close,-5),2)", "EMA(Delta($close,-1),3)", "Cov(Ref($close,-1),Ref($open,-2),5)",
     "Sum($close**0,5)", "Mean(Power(1,$close),3)", "Count($close!=$open,5)", "Mean(($close!=$open)*1,5)", "Std(If($close>Ref($close,1),1,0),5)",
     "Sum(Not($close>0),3)", "Max(If($close>0,-1,-2),5)", "Mean(Ref($close,0),3)", "Sum(1-($close>0),0)", "Count($close,0)", "IdxMax(Count($open,3),0)",
+    "Min(Rsquare($close,0),10)", "Quantile(Rsquare($open,0),2,1)", "Std(Slope($close,0),5)", "Mean(EMA($close,0),5)", "Max(Rank($close,0),3)", "Corr(Mad($open,0),$close,20)",
 )  # fmt: skip
 
 
-def test_nothing_from_before_the_listing_enters_a_window(motley: Panel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["auto", "numpy"])
+def test_nothing_from_before_the_listing_enters_a_window(motley: Panel, tmp_path: Path, engine: Engine) -> None:
     asked = {text: text for text in EARLY}
-    verdicts = judge(motley, asked, ours(motley, asked), qlib_values(motley, write_store(motley, tmp_path), asked))
-    assert lost(verdicts) == []
+    theirs = qlib_values(motley, write_store(motley, tmp_path), asked)
+    assert lost(judge(motley, asked, ours(motley, asked, engine), theirs)) == []
 
 
 # Any expression

@@ -58,7 +58,7 @@ class Step:
     @property
     def historic(self) -> bool:
         "Does it need every bar since the listing, with no state that could stand for them?"
-        return self.op.endswith("_all")
+        return self.family.endswith("_all")
 
     @property
     def reach(self) -> tuple[int, ...]:
