@@ -140,3 +140,13 @@ def test_matrix_keys_and_frame_name_the_same_rows(panel: Panel, batch: engine.Fe
 def test_an_unknown_feature_is_refused(batch: engine.FeatureBlock) -> None:
     with pytest.raises(InputError, match="no feature 'KMID3'"):
         batch.feature("KMID3")
+
+
+@pytest.mark.parametrize("text", ["EMA($close,12)/EMA($close,26)-1", "$close/Max($close,0)", "Mean(EMA($close,5),20)", "Rank($close,0)"])  # fmt: skip
+@pytest.mark.parametrize("back", [1, 20, 250])
+def test_the_last_sessions_of_a_recursion_over_all_bars_are_those_of_the_batch(text: str, back: int) -> None:
+    panel, fset = random_panel(6, 300, 3), sets.FeatureSet.of("long", {"X": text, "Y": "Mean($close,5)"})
+    for how in ("auto", "numpy"):
+        whole = engine.compute(panel, fset, engine=how)
+        late = engine.compute(panel, fset, start=panel.dates[-back], engine=how)
+        assert late.values.tobytes() == last_cells(whole, back)

@@ -237,8 +237,9 @@ def do_recursion(e: Execution, i: int, s: Step) -> list[Any]:
     out = [np.repeat(x[:, None], e.columns.stop - e.start[i], axis=1) for x in state]
     for t in range(begin, e.columns.stop):
         state = step(list(state), [x if x.ndim == 0 else x[:, t - begin] for x in xs])
-        for line, x in zip(out, state, strict=True):
-            line[:, t - e.start[i]] = x
+        if t >= e.start[i]:  # what comes before is on the way, and nobody reads it
+            for line, x in zip(out, state, strict=True):
+                line[:, t - e.start[i]] = x
         if t == e.columns.save:
             e.saved[:, at : at + s.size] = np.stack(state, axis=1)
     return out
