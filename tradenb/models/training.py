@@ -230,13 +230,14 @@ def train(
     config: TrainingConfig,
     progress: Progress | None = None,  # called after the features and after each fit
     eligible: NDArray[np.bool_] | None = None,  # (symbols, sessions): rows to learn from and to be judged on; None: all
+    features: Callable[[Panel, FeatureSet], FeatureBlock] = compute,  # or the same by another engine, or on a cluster
 ) -> TrainingResult:
     "Walk forward, judge, and fit the production model; raises `InputError` when the history is too short, `ExpressionError` for a feature that looks ahead."
     fset.require_causal()
     plan, final = folds(config.walk, len(panel.dates)), latest(config.walk, len(panel.dates))
     tell = progress or (lambda done, of, what: None)
     tell(0, len(plan) + 1, f"computing {len(fset.names)} features")
-    block, returns = compute(panel, fset), label(panel, config.walk.horizon, config.price)
+    block, returns = features(panel, fset), label(panel, config.walk.horizon, config.price)
     if eligible is not None:
         block, returns = replace(block, traded=block.traded & eligible), np.where(eligible, returns, np.nan)
     target, parts, rows = rank_target(returns), [], []

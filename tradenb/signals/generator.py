@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from ..core.errors import InputError
-from ..features.engine import compute
+from ..features.engine import Engine, compute
 from ..features.panel import Panel
 from ..models.registry import LoadedModel
 from ..portfolio.weights import check_groups, long_short, normalise
@@ -55,6 +55,7 @@ def generate(
     top_n: int,
     bottom_n: int,
     symbols: Sequence[str] | None = None,  # names to rank, all of the panel when None
+    engine: Engine = "auto",  # of the features
 ) -> SignalSet:
     "Rank and weigh the names of the panel's last session; raises `InputError` when there are too few for both groups."
     as_of = panel.dates[-1].item()
@@ -64,13 +65,15 @@ def generate(
             f"no bar of any of {left_out.height} symbols on {as_of}: run the ETL, or ask for a session that has data"
         )
     check_groups(len(ready), top_n, bottom_n)
-    table = pl.DataFrame({"symbol": ready, "predicted_return": normalise(score(model, panel.select(ready)))})
+    table = pl.DataFrame({"symbol": ready, "predicted_return": normalise(score(model, panel.select(ready), engine))})
     return SignalSet(as_of, model.version, long_short(table, top_n, bottom_n), left_out)
 
 
-def score(model: LoadedModel, panel: Panel) -> np.ndarray:  # (symbols,) raw predictions of the last session
+def score(
+    model: LoadedModel, panel: Panel, engine: Engine = "auto"
+) -> np.ndarray:  # (symbols,) raw predictions of the last session
     "Features of the last session through the model."
     fset = model.features
     recent = panel if fset.halo is None else panel.tail(fset.halo + 1)
-    block = compute(recent, fset, start=panel.dates[-1])
+    block = compute(recent, fset, start=panel.dates[-1], engine=engine)
     return model.predict(block.matrix(np.ones(block.listed.shape, bool)))

@@ -245,7 +245,8 @@ def answer(
         raise InputError(f"none of {len(names)} names could be held on {as_of}: {first['symbol']}: {first['reason']}")
     top_n = book.top_n if ask.top_n is None else ask.top_n
     bottom_n = book.bottom_n if ask.bottom_n is None else ask.bottom_n
-    return generate(model, panel, top_n, bottom_n, allowed), barred, lake.vintage()
+    found = generate(model, panel, top_n, bottom_n, allowed, settings.features.engine)
+    return found, barred, lake.vintage()
 
 # %% ../../nbs/signals/02_service.ipynb #b67bb9f4
 def create_app(

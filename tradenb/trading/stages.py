@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ..core.db import account_snapshots, cash_events, fills, order_events, order
 from ..core.errors import ModelError, NoModelError, QualityError, ReconciliationBreak
 from ..core.progress import say
 from ..core.settings import Settings, find_file
+from ..features.engine import compute
 from ..features.panel import Panel
 from ..features.sets import FeatureSet, feature_set
 from ..market.catalog import open_source
@@ -160,7 +161,8 @@ def train_model(
     of_them = f", of whose {len(bars):,} bars {len(rows):,} could have been held" if rows is not None else ""
     say(f"training on {len(panel.symbols)} symbols × {len(panel.dates)} sessions{of_them}")
     config, tell = training_config(settings, fset.warmup), lambda done, of, what: say(f"{what} ({done}/{of})")
-    return train(panel, fset, config, tell, None if rows is None else panel.mask(rows))
+    features = partial(compute, engine=settings.features.engine, scheduler=settings.features.scheduler)
+    return train(panel, fset, config, tell, None if rows is None else panel.mask(rows), features)
 
 
 def survivorship_of(view: Lake) -> str | None:
