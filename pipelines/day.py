@@ -1,7 +1,7 @@
 """A day from beginning to end, as the command line and the backfill run it.
 
 1. One run at a time per data root: an operating-system lock.
-2. The trade date is checked against calendar and source before anything starts.
+2. The trade date is checked against calendar and source, and the feature set is read, before anything starts.
 3. Services without an address start in this process; all must be healthy before the first stage.
 4. The flow `daily` runs the stages; the summary and the index over all runs are written however it ends.
 """
@@ -64,8 +64,16 @@ def next_trade_date(settings: Settings, source: Any) -> date:
         engine.dispose()
 
 
+def check_features(settings: Settings) -> None:
+    "Read the feature set that the settings name. `ConfigError` for one that cannot be, or that knows the future."
+    from tradenb.trading.stages import wanted_features
+
+    wanted_features(settings)
+
+
 def check_only(settings: Settings, day: date) -> dict[str, dict[str, Any]]:
     "Start what a run would need, ask everything for its health, and stop."
+    check_features(settings)
     with alone(settings.root), running(settings, day) as ready:
         return check_health(ready)
 
@@ -114,6 +122,7 @@ def run_days(settings: Settings, start: date, end: date) -> Iterator[DayResult]:
     days = sessions(start, end)
     if not days:
         raise InputError(f"no session between {start} and {end}: choose a later end or an earlier start")
+    check_features(settings)
     for day in (choose_date(settings, days[0]), choose_date(settings, days[-1])):
         say(f"session {day} can be traded")
     for day in days:

@@ -50,6 +50,8 @@ def one_line(answer, code: int, *words: str) -> None:
         (["--set", "top_n=3"], {}, ["top_n"]),
         (["--set", "execution.trade_at=open"], {}, ["label.price", "execution.trade_at"]),
         (["--source", "files"], {}, ["files.bars"]),
+        (["--set", "features.set=alpha159"], {}, ["features.set=alpha159", "alpha158, alpha360"]),
+        (["--set", "features.set=/nowhere/mine.toml"], {}, ["/nowhere/mine.toml"]),
         ([], {"files.bars": "/nowhere/bars.csv", "market.source": "files"}, ["/nowhere/bars.csv"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -57,6 +59,15 @@ def one_line(answer, code: int, *words: str) -> None:
 def test_slips_end_with_code_3_and_leave_no_run(fresh, arguments, settings, words):
     one_line(fresh.tradenb("paper-run", *arguments, **settings), 3, *words)
     assert not (fresh.root / "runs").exists()
+
+
+@pytest.mark.parametrize("check", [[], ["--dry-run"]], ids=["run", "check"])
+def test_features_that_know_the_future_are_refused_before_anything_starts(fresh, tmp_path, check):
+    path = tmp_path / "mine.toml"
+    path.write_text('[features]\nMOM = "$close/Ref($close,5)"\nNEXT = "Ref($close,-1)/$close"\n')
+    answer = fresh.tradenb("paper-run", *check, "--set", f"features.set={path}")
+    one_line(answer, 3, str(path), "feature NEXT", "Ref($close,-1)", "looks at a later session")
+    assert not (fresh.root / "runs").exists() and not (fresh.root / "lake").exists()
 
 
 HEADER = "symbol,date,open,high,low,close,volume\n"

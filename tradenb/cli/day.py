@@ -58,7 +58,7 @@ def paper_run(
     verbose: Verbose = False,
 ) -> None:
     "A whole trading day: data, model, signals, orders, fills, reconciliation, P&L, reports. Safe to repeat and to resume."
-    from pipelines.day import check_only, choose_date, desk, finished, run_day
+    from pipelines.day import check_features, check_only, choose_date, desk, finished, run_day
     from tradenb.core.logs import configure
 
     settings = settings_from(overrides, market__symbols=symbols, portfolio__capital=capital, market__source=source)
@@ -68,6 +68,7 @@ def paper_run(
         return show_health(check_only(settings, trade_date), trade_date, output)
     result = finished(settings, trade_date)
     if result is None:
+        check_features(settings)
         with live(verbose), desk(settings):
             result = run_day(settings, trade_date)
     show_day(result)
