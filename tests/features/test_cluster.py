@@ -138,8 +138,14 @@ def test_errors_of_ours_come_back_as_they_are_and_others_as_a_failed_service(clu
     ):
         client.submit(feature_set, "alpha159", pure=False).result()
     broken = Panel(MARKET.symbols, MARKET.dates, {"close": MARKET.fields["close"]}, MARKET.listed)
-    with pytest.raises(ServiceUnavailable, match=r"a worker of tcp.* failed with KeyError"):
+    with pytest.raises(InputError, match="the panel has no field high, low, open"):
         compute_on(address, broken, FSET)
+    with (
+        connected(address, 10) as client,
+        pytest.raises(ServiceUnavailable, match=r"a worker of tcp.* failed with ZeroDivisionError"),
+        worker_errors(address),
+    ):
+        client.submit(divmod, 1, 0, pure=False).result()
 
 
 def test_a_worker_that_gives_other_bits_is_refused(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+from zipfile import BadZipFile
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ..core.errors import ConfigError, InputError
+from ..core.errors import ConfigError, DataError, InputError
 from . import compiled, reference, table
 from .panel import Day, Panel
 from .program import Program, program
@@ -25,7 +26,8 @@ from .sets import FeatureSet
 
 # %% auto #0
 __all__ = ['Mask', 'Engine', 'Work', 'CHUNK_BARS', 'LINE', 'TALLY', 'FeatureBlock', 'Layout', 'layout', 'State', 'stacked',
-           'resumed', 'start_states', 'chunks', 'in_parallel', 'led', 'chosen', 'compute', 'kept_state']
+           'resumed', 'start_states', 'chunks', 'in_parallel', 'cores', 'led', 'chosen', 'check', 'compute',
+           'kept_state']
 
 # %% ../../nbs/features/08_engine.ipynb #ff7bfeec
 Mask = NDArray[np.bool_] | None  # (symbols, sessions) rows wanted
@@ -116,11 +118,21 @@ class State:
 
     @classmethod
     def load(cls, path: Path) -> State:
-        "Read what `save` wrote."
-        with np.load(path, allow_pickle=False) as x:
-            return cls(
-                str(x["set_hash"]), x["date"][()], tuple(map(str, x["symbols"])), x["values"], x["listed"], x["bars"]
-            )
+        "Read what `save` wrote. Raises `DataError` for a file that is damaged, or another's."
+        try:
+            with np.load(path, allow_pickle=False) as x:
+                return cls(
+                    str(x["set_hash"]),
+                    x["date"][()],
+                    tuple(map(str, x["symbols"])),
+                    x["values"],
+                    x["listed"],
+                    x["bars"],
+                )
+        except (ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+            raise DataError(
+                f"{path} holds no state ({type(error).__name__}): remove it and compute from all bars once"
+            ) from error
 
     def __repr__(self) -> str:
         return f"State({self.date}, {len(self.symbols)} symbols, {self.values.nbytes / 2**10:,.1f} KiB)"
@@ -128,14 +140,14 @@ class State:
 # %% ../../nbs/features/08_engine.ipynb #6fb3714a
 def stacked(panel: Panel, session: int) -> NDArray[np.float32]:  # (fields, symbols)
     "All fields of one session."
-    return np.stack([x[:, session] for x in panel.fields.values()])
+    return np.stack([panel.fields[f][:, session] for f in sorted(panel.fields)])
 
 
 def resumed(p: Program, fset: FeatureSet, panel: Panel, state: State, start: Day | None) -> Layout:
     "The layout that goes on from a state. Raises `InputError` for one that does not fit."
     if not p.resumable:
         raise InputError(
-            f"feature set {fset.name} cannot go on from a state: a window lies over a recursion, or over all of history. Compute it from all bars"
+            f"feature set {fset.name} cannot go on from a state: a window lies over a recursion, or over all of history, or a recursion looks ahead. Compute it from all bars"
         )
     if state.set_hash != fset.hash:
         raise InputError(
@@ -201,6 +213,13 @@ def in_parallel(work: Work, parts: Iterable[slice], threads: int) -> None:
             list(pool.map(work, parts))
 
 
+def cores(threads: int | None) -> int:
+    "Threads to use. Raises `InputError` for fewer than none."
+    if threads is not None and threads < 0:
+        raise InputError(f"{threads} threads, expected a number of them, or 0 for the machine's cores")
+    return threads or os.cpu_count() or 1
+
+
 def led(x: NDArray, rows: slice, cut: int, lead: int, dead: float | bool) -> NDArray:
     "Rows of an array from session `cut` on, with `lead` dead sessions in front."
     return np.pad(x[rows, cut:], ((0, 0), (lead, 0)), constant_values=dead) if lead else x[rows, cut:]
@@ -211,6 +230,8 @@ TALLY = compiled.Tally()  # of this process
 
 def chosen(engine: Engine, bars: int) -> compiled.ModuleType | None:
     "The kernels, or None for NumPy. Raises `ConfigError` where the kernels are demanded and not there."
+    if engine not in get_args(Engine):
+        raise ConfigError(f"features.engine is {engine}, expected one of {', '.join(get_args(Engine))}")
     if engine == "numpy":
         return None
     kernels = compiled.load() if engine == "numba" else TALLY.load(bars)
@@ -220,13 +241,25 @@ def chosen(engine: Engine, bars: int) -> compiled.ModuleType | None:
         )
     return kernels
 
+# %% ../../nbs/features/08_engine.ipynb #9ea8d626
+def check(panel: Panel, p: Program) -> None:
+    "Raises `InputError` for a panel that is not one, or lacks a field."
+    if missing := [f for f in p.fields if f not in panel.fields]:
+        raise InputError(f"the panel has no field {', '.join(missing)}, only {', '.join(panel.fields)}: add it, or choose features without it")  # fmt: skip
+    shape = len(panel.symbols), len(panel.dates)
+    for name, x, kind in [("listed", panel.listed, bool), *((f, x, np.float32) for f, x in panel.fields.items())]:
+        if x.dtype != kind or x.shape != shape:
+            raise InputError(f"{name} of the panel is {x.dtype} {x.shape}, expected {np.dtype(kind)} {shape}: convert it, or let Panel.from_bars make the panel")  # fmt: skip
+    if (ended := np.flatnonzero((panel.listed[:, :-1] & ~panel.listed[:, 1:]).any(axis=1))).size:
+        raise InputError(f"the listing of {panel.symbols[ended[0]]} ends within the panel, expected it to last from the first bar on: a day without a bar is NaN")  # fmt: skip
+
 # %% ../../nbs/features/08_engine.ipynb #ba1a7719
 def compute(
     panel: Panel,
     fset: FeatureSet,
     start: Day
     | None = None,  # first session to give values for; default: the panel's first, or the first after `state`
-    threads: int | None = None,  # default: the machine's cores
+    threads: int | None = None,  # default, and for 0: the machine's cores
     engine: Engine = "auto",  # compiled kernels if they are there and worth loading; the bits are the same
     state: State | None = None,  # of an earlier call, for sets with recursions
     scheduler: str = "",  # the address of a Dask scheduler whose workers compute, see `features.cluster`; empty: this machine
@@ -240,7 +273,8 @@ def compute(
         from tradenb.features.cluster import compute_on
 
         return compute_on(scheduler, panel, fset, start, engine, state)
-    p, threads = program(fset.graph), threads or os.cpu_count() or 1
+    p, threads = program(fset.graph), cores(threads)
+    check(panel, p)
     first = 0 if start is None else panel.position(start)
     plan = resumed(p, fset, panel, state, start) if state else layout(p, len(panel.dates), first)
     columns, symbols = plan.columns, len(panel.symbols)

@@ -22,7 +22,8 @@ __all__ = ['Line', 'Params', 'Plan', 'PLANS', 'COMPARISONS', 'ELEMENTS', 'BITS',
            'rung', 'sessions', 'common_value', 'plan_sum', 'plan_mean', 'spreads', 'plan_count', 'squares',
            'plan_spread', 'plan_moment', 'products', 'level_pairs', 'plan_cov', 'plan_corr', 'plan_slope', 'plan_resi',
            'plan_rsquare', 'plan_wma', 'plan_extreme', 'plan_position', 'together', 'share', 'plan_rank',
-           'plan_quantile', 'plan_mad', 'plan_ref', 'plan_delta', 'plan_ema', 'decay', 'needs', 'Program', 'program']
+           'plan_quantile', 'plan_mad', 'plan_ref', 'plan_delta', 'plan_ema', 'decay', 'needs', 'latest', 'Program',
+           'program']
 
 # %% ../../nbs/features/05_program.ipynb #b49f4506
 Line = tuple[int, int]  # Step, and which of its lines
@@ -429,6 +430,14 @@ def needs(
             need[j] = np.where(asked >= 0, np.maximum(need[j], np.maximum(asked + back, 0)), need[j])
     return need
 
+# %% ../../nbs/features/05_program.ipynb #41b2a1b9
+def latest(steps: Sequence[Step]) -> list[int]:  # by step, 0: it knows the past only
+    "How many sessions after its own each step looks at."
+    found: list[int] = []
+    for s in steps:
+        found.append(max([0, *(found[j] - back for (j, _), back in zip(s.inputs, s.reach, strict=True))]))
+    return found
+
 # %% ../../nbs/features/05_program.ipynb #f07e09da
 @dataclass(frozen=True, eq=False)
 class Program:
@@ -474,13 +483,18 @@ class Program:
 
     @property
     def resumable(self) -> bool:
-        "Can yesterday's states stand for all bars before? Not for a recursion over a window of recursions."
-        return not any(s.historic for s in self.steps) and all(self.need[i, 1] <= 0 for i in self.folds)
+        "Can yesterday's states stand for all bars before? Not for a recursion over a window of recursions, nor for one that has looked at today."
+        ahead = latest(self.steps)
+        return not any(s.historic for s in self.steps) and all(
+            self.need[i, 1] <= 0 and not ahead[i] for i in self.folds
+        )
 
-# %% ../../nbs/features/05_program.ipynb #41b2a1b9
+# %% ../../nbs/features/05_program.ipynb #30597ce1
 @lru_cache(maxsize=32)
 def program(g: Graph) -> Program:
     "The steps for all features of a graph."
     planner = Planner(g)
+    for node in range(len(g.nodes)):  # operands before what is made of them: no deep recursion
+        planner.line(node)
     roots = tuple(planner.line(root) for root in g.roots)
     return Program(tuple(planner.steps), roots, needs(planner.steps, roots))
