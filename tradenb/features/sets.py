@@ -80,7 +80,7 @@ class FeatureSet:
         check_names(name, expressions)
         fset = cls(name, tuple(expressions.items()))
         try:
-            fset.graph
+            fset.graph  # every expression is read
         except ExpressionError as error:
             error.args = (f"feature set {name}, {error}",)
             raise
