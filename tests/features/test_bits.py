@@ -183,3 +183,12 @@ def test_the_future_changes_no_byte_of_the_past(engine: str, texts: list[str], e
     fset = asked(known)
     past = compute(PANEL.sessions_between(0, end), fset, engine=engine).values
     assert different(fset, past, compute(PANEL, fset, engine=engine).values[:, :, :end]) == []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_sign_of_a_zero_does_not_depend_on_the_past(engine: str) -> None:
+    "Sorted, 0 and −0 stand in any order; the quantile is 0 whichever was there first."
+    zeros = np.where(np.random.default_rng(1).random((2, 60)) < 0.5, np.float32(0), np.float32(-0.0))
+    panel = Panel(("A", "B"), PANEL.dates[:60], dict.fromkeys(PANEL.fields, zeros), np.ones((2, 60), bool))
+    fset = asked(["Quantile($close,7,0)", "Quantile($close,7,0.5)", "Quantile($close,7,0.3)", "Med($close,0)"])
+    assert not np.signbit(compute(panel, fset, engine=engine).values).any()

@@ -221,7 +221,7 @@ def exchange(buffer, old, new):
 def interpolated(buffer, n, share):
     at = share * (n - 1.0)
     below = int(at)
-    fraction, low = at - below, buffer[below]
+    fraction, low = at - below, buffer[below] + 0.0  # of two zeros in any order the positive one
     return low if fraction == 0 else low + (buffer[below + 1] - low) * fraction
 
 # %% ../../nbs/features/07_kernels.ipynb #da08dc7c

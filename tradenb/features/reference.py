@@ -199,7 +199,7 @@ def interpolated(
     for share in shares:
         place = np.maximum(share * (n - 1), 0)
         below = place.astype(np.intp)
-        fraction, low = place - below, flat[at + below].astype(np.float64)
+        fraction, low = place - below, flat[at + below] + np.float64(0)  # of two zeros in any order the positive one
         high = flat[np.minimum(at + below + 1, flat.size - 1)].astype(np.float64)
         found.append(np.where(n > 0, np.where(fraction == 0, low, low + (high - low) * fraction), np.nan))
     return found
