@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from tradenb.core.errors import InputError
+from tradenb.features.engine import compute
 from tradenb.features.labels import label
 from tradenb.features.panel import Panel, random_panel
-from tradenb.features.engine import compute
 from tradenb.features.sets import feature_set
 from tradenb.models.splits import Window
 from tradenb.models.training import rank_target, retrain_due, train, training_config

@@ -5,8 +5,8 @@ import polars as pl
 import pytest
 
 from tradenb.core.errors import InputError
-from tradenb.features.panel import Panel
 from tradenb.features.engine import compute
+from tradenb.features.panel import Panel
 from tradenb.features.sets import feature_set
 from tradenb.signals.generator import generate
 

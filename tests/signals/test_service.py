@@ -10,8 +10,8 @@ import pytest
 
 from tradenb.core.settings import Settings, load
 from tradenb.core.web import serving
-from tradenb.features.panel import Panel
 from tradenb.features.engine import compute
+from tradenb.features.panel import Panel
 from tradenb.features.sets import feature_set
 from tradenb.market.lake import Lake
 from tradenb.market.universe import Liquidity, eligible
