@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tradenb.core.errors import InputError
 from tradenb.features import processors
+from tradenb.features.engine import FeatureBlock
 from tradenb.features.panel import random_panel
 from tradenb.features.processors import (
     CSFill,
@@ -32,7 +33,6 @@ from tradenb.features.processors import (
     ZScoreNorm,
     sector_codes,
 )
-from tradenb.features.engine import FeatureBlock
 
 F, S, T = 3, 31, 40
 CROSS_SECTIONAL = [
@@ -254,6 +254,13 @@ def test_a_name_alone_in_its_sector_is_zero() -> None:
     assert out.ravel().tolist() == [-1, 0, 1, 0]
 
 
+def test_a_sector_may_have_any_number_for_a_name() -> None:
+    block = block_of(21)
+    peers = peers_of(block)
+    gics = replace(peers, sectors=np.choose(peers.sectors + 1, [-1, 45102010, 10, 20103010, -7]).astype(np.int64))
+    assert CSNeutralise().of(block.values, gics).tobytes() == CSNeutralise().of(block.values, peers).tobytes()
+
+
 def test_a_name_without_an_exposure_has_no_neutral_value() -> None:
     block = block_of(14, missing=0)
     exposures = np.random.default_rng(2).normal(size=(1, S, T))
@@ -330,6 +337,8 @@ def test_a_feature_unknown_in_the_training_window_stays_as_it_is() -> None:
         (lambda b: Pipeline(CSNeutralise(False, True)).apply(b), "got no exposures"),
         (lambda b: Peers(b.traded, np.zeros((2, 2), int)), "sectors have the shape"),
         (lambda b: Pipeline(ZScoreNorm()).fit(b, end=date(2001, 1, 1)), "nothing to fit on"),
+        (lambda b: Pipeline(CSRank()).apply(b, Peers(b.traded[:5])), r"peers of \(symbols, sessions\) = \(5, 40\)"),
+        (lambda b: Pipeline(ZScoreNorm()).fit(b, b.dates[9], peers=Peers(b.traded[:5])), r"= \(5, 40\) for values"),
         (lambda b: Fitted.from_json("{}"), "no fitted pipeline in this text"),
         (lambda b: Fitted.from_json('{"steps":[{"step":"CSMagic"}]}'), "unknown step 'CSMagic'"),
         (

@@ -255,7 +255,7 @@ class CSNeutralise(Step):
             return np.zeros(peers.mask.shape, np.intp)
         if peers.sectors is None:
             raise InputError("CSNeutralise(sectors=True) got no sectors: give Peers(mask, sectors=…) or sectors=False")
-        return peers.sectors.astype(np.intp) + 1
+        return np.unique(peers.sectors, return_inverse=True)[1].reshape(peers.mask.shape)
 
     def loads(self, peers: Peers) -> NDArray[np.floating]:
         "The exposures to take out, none when they are not asked for."
@@ -444,6 +444,8 @@ class Pipeline:
             raise InputError(
                 f"no session from {start or 'the first'} to {end} among {_span(block.dates)}: nothing to fit on"
             )
+        if peers is not None and peers.mask.shape != block.traded.shape:
+            raise InputError(f"peers of (symbols, sessions) = {peers.mask.shape} for values of {block.traded.shape}")
         among_them = (Peers(block.traded) if peers is None else peers).between(a, b)
         values, done = block.values[..., a:b], []
         for step in self.steps:
@@ -521,7 +523,9 @@ CHUNK_CELLS = 1 << 17  # values per chunk: what a step makes of them stays near 
 
 
 def in_chunks(steps: Sequence[Step], values: Values, peers: Peers) -> Values:
-    "All steps over all sessions, some sessions at a time."
+    "All steps over all sessions, some sessions at a time. Raises `InputError` for peers of another panel."
+    if peers.mask.shape != values.shape[1:]:
+        raise InputError(f"peers of (symbols, sessions) = {peers.mask.shape} for values of {values.shape[1:]}")
     out, halo = np.empty(values.shape, np.float32), sum(s.halo for s in steps)
 
     def work(start: int, stop: int) -> None:
