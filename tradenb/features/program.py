@@ -435,7 +435,10 @@ def latest(steps: Sequence[Step]) -> list[int]:  # by step, 0: it knows the past
     "How many sessions after its own each step looks at."
     found: list[int] = []
     for s in steps:
-        found.append(max([0, *(found[j] - back for (j, _), back in zip(s.inputs, s.reach, strict=True))]))
+        moved = (
+            s.reach if s.family in ("shift", "merge") else (0,) * len(s.inputs)
+        )  # a window begins back there, and ends today
+        found.append(max([0, *(found[j] - back for (j, _), back in zip(s.inputs, moved, strict=True))]))
     return found
 
 # %% ../../nbs/features/05_program.ipynb #f07e09da
