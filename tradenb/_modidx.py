@@ -1876,6 +1876,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'tradenb.features.stream.contents': ( 'features/stream.html#contents',
                                                                                'tradenb/features/stream.py'),
                                          'tradenb.features.stream.digest': ('features/stream.html#digest', 'tradenb/features/stream.py'),
+                                         'tradenb.features.stream.evenly': ('features/stream.html#evenly', 'tradenb/features/stream.py'),
                                          'tradenb.features.stream.in_order': ( 'features/stream.html#in_order',
                                                                                'tradenb/features/stream.py'),
                                          'tradenb.features.stream.into_file': ( 'features/stream.html#into_file',
