@@ -82,6 +82,7 @@ SPANS = [
     ("Delta($close,-5)", (0, 5)),
     ("Corr($close,Ref($open,3),10)", (-12, 0)),
     ("If($close>Ref($open,4),Ref($low,1),0)", (-4, 0)),
+    ("Ref($close,-1)", (1, 1)),
     ("EMA($close,5)", (None, 0)),
     ("EMA(Ref($close,-2),0.5)", (None, 2)),
     ("Sum($close,0)", (None, 0)),
@@ -110,6 +111,17 @@ def test_bars_outside_the_span_do_not_matter_to_pyqlib(node: Node, at: int) -> N
     mixed = {f: x.where(pd.Series([t in inside for t in range(BARS)]), false[f]) for f, x in true.items()}
     before, after = series(str(node), true).iloc[at], series(str(node), mixed).iloc[at]
     assert np.isclose(float(before), float(after), rtol=1e-4, atol=1e-3, equal_nan=True)
+
+
+def test_what_waits_for_tomorrow_looks_ahead_however_old_its_bars() -> None:
+    for text, span in [
+        ("Ref(Ref($close,5),-1)", (-4, 1)),
+        ("Delta(Ref($close,5),-1)", (-5, 1)),
+        ("Ref(Ref(Ref($close,5),-1),1)", (-5, 0)),
+    ]:
+        got = graph({"F": text})
+        assert (got.spans[got.root("F")], got.ahead) == (span, max(0, span[1]))
+        assert np.isnan(series(text).iloc[-1]) == (got.ahead > 0)
 
 
 @pytest.mark.parametrize("text", [t for t, span in SPANS if span[0] is not None])

@@ -50,6 +50,8 @@ def span(
     if node.op in ("Field", "Constant"):
         return (0, 0)
     seen, n = union(operands), node.params[0] if node.op in WINDOWS else 1
+    if n < 0:  # the operand's own later sessions must be there, however old the bars that it reads
+        seen = (seen[0], max(seen[1], 0))
     if n == 0 or node.op == "EMA":
         return (None, seen[1])
     if node.op == "Ref":
