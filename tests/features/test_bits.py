@@ -98,32 +98,34 @@ def test_a_day_from_its_halo_is_the_batch(engine: str, texts: list[str], ends: l
         )
 
 
-def evenings(fset: FeatureSet, begin: int, days: list[int], engine: str, file: Path) -> FeatureBlock:
+def evenings(fset: FeatureSet, begin: int, days: list[int], engines: tuple[str, ...], file: Path) -> FeatureBlock:
     "The last values of a run over the first sessions and then from saved states, with no more bars than needed."
-    block, end = compute(PANEL.sessions_between(0, begin), fset, engine=engine), begin
+    block, end = compute(PANEL.sessions_between(0, begin), fset, engine=engines[-1]), begin
     halo = program(fset.graph).halo
-    for more in days:
+    for i, more in enumerate(days):
         assert block.state is not None
         block.state.save(file)
         state, end = State.load(file), end + more
         at = PANEL.position(state.date)
-        block = compute(PANEL.sessions_between(min(at, at + 1 - halo), end), fset, engine=engine, state=state)
+        block = compute(
+            PANEL.sessions_between(min(at, at + 1 - halo), end), fset, engine=engines[i % len(engines)], state=state
+        )
     return block
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engines", [("numpy",), ("numba",), ENGINES], ids="-".join)
 @any_sets
 @given(texts=texts, days=st.lists(st.integers(1, 9), min_size=1, max_size=5))
 def test_evening_by_evening_from_saved_states_is_the_batch(
-    engine: str, texts: list[str], days: list[int], tmp_path_factory: pytest.TempPathFactory
+    engines: tuple[str, ...], texts: list[str], days: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     able = [text for text in resumable(texts) if program(graph({"x": text})).folds]
     assume(able)
     fset, begin = asked(able), 130 - sum(days)
     p = program(fset.graph)
     assume(p.resumable and p.halo + p.back < begin)
-    batch = compute(PANEL, fset, engine=engine)
-    last = evenings(fset, begin, days, engine, tmp_path_factory.mktemp("state") / "evening")
+    batch = compute(PANEL, fset)
+    last = evenings(fset, begin, days, engines, tmp_path_factory.mktemp("state") / "evening")
     assert different(fset, last.values, batch.values[:, :, 130 - last.values.shape[2] :]) == []
 
 
@@ -192,3 +194,15 @@ def test_the_sign_of_a_zero_does_not_depend_on_the_past(engine: str) -> None:
     panel = Panel(("A", "B"), PANEL.dates[:60], dict.fromkeys(PANEL.fields, zeros), np.ones((2, 60), bool))
     fset = asked(["Quantile($close,7,0)", "Quantile($close,7,0.5)", "Quantile($close,7,0.3)", "Med($close,0)"])
     assert not np.signbit(compute(panel, fset, engine=engine).values).any()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@any_sets
+@given(texts=texts, first=st.integers(0, 129))
+def test_values_from_any_session_on_are_those_of_the_batch(engine: str, texts: list[str], first: int) -> None:
+    fset = asked(texts)
+    batch, late = (compute(PANEL, fset, start, engine=engine) for start in (None, PANEL.dates[first]))
+    assert different(fset, late.values, batch.values[:, :, first:]) == []
+    assert (batch.state is None) == (late.state is None)
+    if batch.state is not None and late.state is not None:
+        np.testing.assert_array_equal(late.state.values, batch.state.values)
