@@ -44,12 +44,8 @@ def part(symbols: slice, sessions: slice, panel: Panel = PANEL) -> Panel:
 
 def strange(*numbers: float) -> Panel:
     "One number in twenty is one of these."
-    rng = np.random.default_rng(4)
-    return fields(
-        lambda x: np.where(rng.random(x.shape) < 0.05, rng.choice(np.array(numbers, np.float32), x.shape), x).astype(
-            "f4"
-        )
-    )
+    rng, odd = np.random.default_rng(4), np.array(numbers, np.float32)
+    return fields(lambda x: np.where((rng.random(x.shape) < 0.05) & PANEL.listed, rng.choice(odd, x.shape), x))
 
 
 PANELS = {
@@ -135,6 +131,9 @@ REFUSED = {
     r"low of the panel is float32 \(7, 99\)": replace(PANEL, fields=PANEL.fields | {"low": PANEL.fields["low"][:, 1:]}),
     "has no field vwap": replace(PANEL, fields={f: x for f, x in PANEL.fields.items() if f != "vwap"}),
     "listed of the panel is int64": replace(PANEL, listed=PANEL.listed.astype("i8")),
+    "S0004 has close before its listing": replace(
+        PANEL, listed=PANEL.listed & ((np.arange(7) != 4)[:, None] | (np.arange(100) > 50))
+    ),
     "the listing of S0002 ends": replace(
         PANEL, listed=PANEL.listed & ~((np.arange(7) == 2)[:, None] & (np.arange(100) > 90))
     ),

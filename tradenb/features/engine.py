@@ -252,6 +252,12 @@ def check(panel: Panel, p: Program) -> None:
             raise InputError(f"{name} of the panel is {x.dtype} {x.shape}, expected {np.dtype(kind)} {shape}: convert it, or let Panel.from_bars make the panel")  # fmt: skip
     if (ended := np.flatnonzero((panel.listed[:, :-1] & ~panel.listed[:, 1:]).any(axis=1))).size:
         raise InputError(f"the listing of {panel.symbols[ended[0]]} ends within the panel, expected it to last from the first bar on: a day without a bar is NaN")  # fmt: skip
+    for i in np.flatnonzero(~panel.listed[:, 0]) if len(panel.dates) else ():
+        before = slice(0, len(panel.dates) - int(panel.listed[i].sum()))
+        if early := [f for f in p.fields if not np.isnan(panel.fields[f][i, before]).all()]:
+            raise InputError(
+                f"{panel.symbols[i]} has {early[0]} before its listing, expected NaN: list it from its first bar on"
+            )
 
 # %% ../../nbs/features/08_engine.ipynb #ba1a7719
 def compute(
