@@ -213,3 +213,10 @@ def test_needs_of_nothing_are_nothing() -> None:
     steps = [Step("field", params=("close",)), Step("shift", ((0, 0),), k=3), Step("field", params=("open",))]
     assert needs(steps, [(1, 0)]).tolist() == [[3, -1], [0, -1], [-1, -1]]
     assert np.all([kind.size == len(kind.empty) for kind in KINDS.values()])
+
+
+def test_a_window_over_all_of_history_is_itself_looked_back_on() -> None:
+    "R² over all history is a formula of states, and no statistic that needs all bars every day."
+    p = planned("Slope(Rsquare($vwap,0),60)")
+    assert not any(s.historic for s in p.steps)
+    assert p.halo == p.back == 59
