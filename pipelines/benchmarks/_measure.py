@@ -61,7 +61,7 @@ def in_a_process(benchmark: str, *arguments: object) -> dict[str, Any]:
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-def serve(work: Callable[[], object], short: float = 3.0) -> None:
+def serve(work: Callable[[], object], short: float = 10.0) -> None:
     """The side of the process that is timed: a call to warm up, a timed one per line on stdin, then its peak memory.
 
     Since others ran meanwhile, a call of less than `short` seconds is made once more before it is timed: caches are cold, and a virtual

@@ -310,11 +310,12 @@ def gather(A, o, lo, rows):
 
 @jit
 def store(A, o, out, first, rows):
-    "A line into the results from column `out` on."
+    "A line into the results from column `out` on; every NaN is the same one."
     m, n = rows.shape
     line = A[o].reshape(out + n, m)
     for r in range(m):
-        row, x, dead = rows[r], line[out:, r], min(max(first[r] - out, 0), n)
+        row, dead = rows[r], min(max(first[r] - out, 0), n)
+        x = A[o, out:] if m == 1 else line[out:, r].copy()
         row[:dead] = np.nan
         for t in range(dead, n):
             row[t] = x[t] if x[t] == x[t] else np.nan
@@ -406,7 +407,7 @@ def run_fold(which, A, o, lo, begin, m, c, states, save, saved):
 
 # %% ../../nbs/features/07_kernels.ipynb #e21e83b9
 SIGNATURE = ("void(i8[:,::1], i8[::1], f8[::1], i8, i8, i8, i8, i8, f4[:,:,:], i8[::1], f8[:,:], f8[:,:], f8[:,:,:], f8[:,:,:], "
-             "f4[:,:,:])")  # fmt: skip
+             "f4[:,:,::1], i8)")  # fmt: skip
 
 
 @njit(SIGNATURE, nogil=True, error_model="numpy", cache=True)
@@ -425,7 +426,8 @@ def run(
     saved,  # (symbols, numbers) written
     bridges,  # (calls, symbols, sessions) what NumPy's own functions gave
     handed,  # (operands, symbols, sessions) written: what they are to be given
-    results,  # (outputs, symbols, sessions - out) written
+    results,  # (outputs, symbols and maybe more, sessions - out) written
+    row,  # the first symbol's row among the results
 ):
     "Walk the table for all symbols."
     symbols, sessions = fields.shape[1], fields.shape[2]
@@ -446,7 +448,7 @@ def run(
             elif family == LIFT:
                 run_lift(which, A, o, lo, c)
             elif family == STORE:
-                store(A, c[0], out, first[block], results[which, block])
+                store(A, c[0], out, first[block], results[which, row + at : row + at + m])
             elif family == FIELD:
                 spread_out(A, o, start, fields[which, block])
             elif family == SHIFT:

@@ -417,10 +417,8 @@ def decay(n: float) -> float:
 def needs(
     steps: Sequence[Step],
     roots: Sequence[Line],  # the outputs
-) -> NDArray[
-    np.int64
-]:  # (steps, 2) sessions before the first output, before the first step of the recursions; -1: none
-    "How early each step is read."
+) -> NDArray[np.int64]:  # (steps, 2)
+    "How early each step is read: sessions before the first output, and before the recursions' first session; -1: neither."
     need = np.full((len(steps), 2), -1, np.int64)
     for root, _ in roots:
         need[root, 0] = 0
