@@ -309,16 +309,17 @@ def gather(A, o, lo, rows):
 
 
 @jit
-def store(A, o, out, first, rows):
-    "A line into the results from column `out` on; every NaN is the same one."
-    m, n = rows.shape
-    line = A[o].reshape(out + n, m)
-    for r in range(m):
-        row, dead = rows[r], min(max(first[r] - out, 0), n)
-        x = A[o, out:] if m == 1 else line[out:, r].copy()
-        row[:dead] = np.nan
-        for t in range(dead, n):
-            row[t] = x[t] if x[t] == x[t] else np.nan
+def store(line, out, m, r, first, y):
+    "One symbol of a line into its results from column `out` on; every NaN is the same one."
+    dead = min(max(first - out, 0), len(y))
+    y[:dead] = np.nan
+    values, x = y[dead:], line[(out + dead) * m + r :]
+    if m == 1:
+        for t in range(len(values)):
+            values[t] = x[t] if x[t] == x[t] else np.nan
+    else:
+        for t in range(len(values)):
+            values[t] = x[t * m] if x[t * m] == x[t * m] else np.nan
 
 
 @jit
@@ -448,7 +449,8 @@ def run(
             elif family == LIFT:
                 run_lift(which, A, o, lo, c)
             elif family == STORE:
-                store(A, c[0], out, first[block], results[which, row + at : row + at + m])
+                for r in range(m):
+                    store(A[c[0]], out, m, r, first[at + r], results[which, row + at + r])
             elif family == FIELD:
                 spread_out(A, o, start, fields[which, block])
             elif family == SHIFT:
