@@ -8,8 +8,8 @@ __all__ = ['jit', 'ROWS', 'AT', 'TAKE', 'STRETCH', 'within', 'FAMILIES', 'MAP', 
            'FIRST', 'RANKS_ALL', 'QUANTILES_ALL', 'MAD_ALL', 'EMA_ALL', 'MAPS', 'NARROWS', 'LIFTS', 'MERGES', 'FOLDS',
            'ema', 'first_value', 'SIGNATURE', 'put', 'neighbours', 'arity', 'mapping', 'narrowing', 'lifting',
            'merging', 'recursing', 'ranks', 'percentile', 'place', 'exchange', 'interpolated', 'quantiles', 'mads',
-           'ranks_all', 'emas_all', 'spread_out', 'gather', 'store', 'alive', 'sessions_of', 'shift', 'run_map',
-           'run_narrow', 'run_lift', 'run_merge', 'run_fold', 'run']
+           'ranks_all', 'emas_all', 'lay', 'pick_up', 'store', 'alive', 'sessions_of', 'shift', 'run_map', 'run_narrow',
+           'run_lift', 'run_merge', 'run_fold', 'run']
 
 # %% ../../nbs/features/07_kernels.ipynb #58f9c95f
 from collections.abc import Callable
@@ -291,21 +291,23 @@ def emas_all(A, o, lo, begin, m, x, since):
 
 # %% ../../nbs/features/07_kernels.ipynb #60029eec
 @jit
-def spread_out(A, o, lo, rows):
-    "Rows of several symbols into one line."
-    m, sessions = rows.shape
-    line = A[o].reshape(sessions, m)
-    for r in range(m):
-        line[lo:, r] = rows[r, lo:]
+def lay(line, start, m, r, x):
+    "One symbol's values into a line, from session `start` on."
+    values, y = x[start:], line[start * m + r :]
+    if m == 1:
+        for t in range(len(values)):
+            y[t] = values[t]
+    else:
+        for t in range(len(values)):
+            y[t * m] = values[t]
 
 
 @jit
-def gather(A, o, lo, rows):
-    "One line into rows of several symbols."
-    m, sessions = rows.shape
-    line = A[o].reshape(sessions, m)
-    for r in range(m):
-        rows[r, lo:] = line[lo:, r]
+def pick_up(line, start, m, r, y):
+    "One symbol's values out of a line."
+    values, x = y[start:], line[start * m + r :]
+    for t in range(len(values)):
+        values[t] = x[t * m]
 
 
 @jit
@@ -407,7 +409,7 @@ def run_fold(which, A, o, lo, begin, m, c, states, save, saved):
         i += 1  # noqa: SIM113
 
 # %% ../../nbs/features/07_kernels.ipynb #e21e83b9
-SIGNATURE = ("void(i8[:,::1], i8[::1], f8[::1], i8, i8, i8, i8, i8, f4[:,:,:], i8[::1], f8[:,:], f8[:,:], f8[:,:,:], f8[:,:,:], "
+SIGNATURE = ("void(i8[:,::1], i8[::1], f8[::1], i8, i8, i8, i8, i8, f4[:,:,::1], i8[::1], f8[:,:], f8[:,:], f8[:,:,::1], f8[:,:,::1], "
              "f4[:,:,::1], i8)")  # fmt: skip
 
 
@@ -452,7 +454,8 @@ def run(
                 for r in range(m):
                     store(A[c[0]], out, m, r, first[at + r], results[which, row + at + r])
             elif family == FIELD:
-                spread_out(A, o, start, fields[which, block])
+                for r in range(m):
+                    lay(A[o], start, m, r, fields[which, at + r])
             elif family == SHIFT:
                 shift(A, o, lo, c[0], k * m)
             elif family == CONSTANT:
@@ -468,9 +471,11 @@ def run(
             elif family in (MAD, MAD_ALL):
                 mads(A, o, lo, begin * m, m, c[0], k)
             elif family == HOST:
-                spread_out(A, o, start, bridges[which, block])
+                for r in range(m):
+                    lay(A[o], start, m, r, bridges[which, at + r])
             elif family == HAND:
-                gather(A, c[0], start, handed[which, block])
+                for r in range(m):
+                    pick_up(A[c[0]], start, m, r, handed[which, at + r])
             elif family == FOLD:
                 run_fold(which, A, o, lo, begin * m, m, c, states[block, s:], save * m, saved[block, s:])
             elif family == EMA:
