@@ -11,8 +11,9 @@ from distributed import LocalCluster
 
 from tradenb.features import engine as module
 from tradenb.features.engine import FeatureBlock, compute
-from tradenb.features.panel import Panel
+from tradenb.features.panel import Panel, panels
 from tradenb.features.sets import FeatureSet, feature_set
+from tradenb.features.stream import scan, stream
 
 FOLDER = Path(os.environ.get("TRADENB_REAL_DATA", Path(__file__).parents[2] / "../shared/data"))
 FILE = FOLDER / "sp500_daily_2013_2018.parquet"
@@ -20,11 +21,15 @@ pytestmark = pytest.mark.skipif(not FILE.exists(), reason=f"no real data in {FOL
 
 
 @pytest.fixture(scope="module")
-def panel() -> Panel:
+def prices() -> pl.DataFrame:
     "A hundred members, with listings inside the period and the file's missing fields."
     bars = pl.read_parquet(FILE)
     chosen = bars["symbol"].unique().sort().gather_every(5)[:100]
-    prices = bars.filter(pl.col("symbol").is_in(chosen.to_list())).with_columns(vwap=pl.lit(None, pl.Float64))
+    return bars.filter(pl.col("symbol").is_in(chosen.to_list())).with_columns(vwap=pl.lit(None, pl.Float64))
+
+
+@pytest.fixture(scope="module")
+def panel(prices: pl.DataFrame) -> Panel:
     return Panel.from_bars(prices, adjusted=False)
 
 
@@ -90,3 +95,16 @@ def test_two_worker_processes_give_the_batch(
     panel: Panel, fset: FeatureSet, batch: FeatureBlock, cluster: LocalCluster
 ) -> None:
     assert same(compute(panel, fset, scheduler=cluster.scheduler_address).values, batch.values)
+
+
+def test_what_is_streamed_to_files_is_the_batch(
+    prices: pl.DataFrame, panel: Panel, fset: FeatureSet, batch: FeatureBlock, tmp_path: Path
+) -> None:
+    prices.sort("date").write_parquet(tmp_path / "bars.parquet")
+    groups = panels(tmp_path / "bars.parquet", 16, sessions=panel.dates, adjusted=False)
+    report = stream(groups, fset, tmp_path / "features", 5)
+    read, whole = scan(tmp_path / "features").collect(), batch.frame()
+    assert read.select("symbol", "date").equals(whole.select("symbol", "date"))
+    for name in fset.names:
+        assert read[name].to_numpy().tobytes() == whole[name].to_numpy().tobytes(), name
+    assert report.rows == panel.traded.sum()
