@@ -5,7 +5,7 @@
 # %% ../../nbs/features/09_table.ipynb #552350a6
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
@@ -18,7 +18,7 @@ from .reference import Columns, Fields, call_numpy
 from .windows import KINDS, NARROW, WIDE
 
 # %% auto #0
-__all__ = ['HEAD', 'OPERANDS', 'MEMBERS', 'Outputs', 'Slots', 'Table', 'Call', 'table', 'operands', 'below', 'member',
+__all__ = ['HEAD', 'OPERANDS', 'MEMBERS', 'Outputs', 'Slots', 'Table', 'Call', 'Rows', 'table', 'operands', 'below', 'member',
            'generations', 'Tables', 'tables', 'run']
 
 # %% ../../nbs/features/09_table.ipynb #5cb21872
@@ -42,7 +42,8 @@ class Slots:
 
 # %% ../../nbs/features/09_table.ipynb #efc808e7
 HEAD, OPERANDS = 8, 12  # columns before the operands; the most operands of a step
-MEMBERS = {"map": tuple(WIDE), "narrow": tuple(NARROW)} | dict.fromkeys(("lift", "merge", "fold"), tuple(KINDS))
+MEMBERS = {"map": tuple(WIDE), "narrow": tuple(NARROW), "lift": tuple(KINDS), "merge": tuple(KINDS),
+           "recursion": (*KINDS, "ema", "first")}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,40 @@ class Call:
 Outputs = Mapping[int, list[tuple[str, int, int]]]  # step → ("store" or "hand", where to, which of its lines)
 
 # %% ../../nbs/features/09_table.ipynb #1f4b701d
+class Rows:
+    "A table that is being written."
+
+    def __init__(self) -> None:
+        self.families: list[str] = []
+        self.rows: list[list[int]] = []
+        self.steps: list[int] = []
+        self.params = [0.0]
+
+    def add(
+        self,
+        step: int,  # of the program, that the row belongs to
+        family: str,
+        which: int,  # member of the family, field, output …
+        reads: Iterable[int],  # rows of the store
+        place: int = 0,  # row of the store for the result
+        numbers: Sequence[float] = (),  # parameters
+        rest: tuple[int, bool, int] = (0, False, 0),  # k, whether it is rounded, where its state begins
+    ) -> None:
+        "One row."
+        k, narrow, state = rest
+        row = [which, place, k, len(self.params), len(numbers), int(narrow), state, *reads]
+        self.families.append(family)
+        self.rows.append(row + [0] * (HEAD - 1 + OPERANDS - len(row)))
+        self.steps.append(step)
+        self.params += numbers
+
+    def table(self, slots: int, calls: Iterable[Call]) -> Table:
+        "The whole table."
+        names = tuple(dict.fromkeys(self.families))
+        rows = np.array([[names.index(f), *row] for f, row in zip(self.families, self.rows, strict=True)], np.int64)
+        return Table(rows, names, np.array(self.steps), np.array(self.params), slots, tuple(calls))
+
+# %% ../../nbs/features/09_table.ipynb #c5ac8474
 def table(
     p: Program,
     outputs: Outputs,
@@ -82,32 +117,22 @@ def table(
     calls: Iterable[Call] = (),
 ) -> Table:
     "The rows for these outputs and what they are computed from."
-    steps = below(p, outputs)
+    steps, rows, slots, at = below(p, outputs), Rows(), Slots(), {}
     last = {j: i for i in steps for j, _ in operands(p, i)}
-    slots, at, rows, of, params, families = Slots(), {}, [], [], [0.0], []
     for i in steps:
-        s = p.steps[i]
+        s, reads = p.steps[i], operands(p, i)
         at[i] = slots.take(s.size)
-        family, which = member(p, i, bridges)
-        numbers = [] if s.op == "host" else [x for x in s.params if isinstance(x, int | float)]
-        families.append(family)
-        rows.append([which, at[i], s.k, len(params), len(numbers), s.narrow, p.folds.get(i, 0), *(at[j] + c for j, c in operands(p, i))])  # fmt: skip
-        of.append(i)
-        params += numbers
-        for family, where, line in outputs.get(i, ()):
-            families.append(family)
-            rows.append([where, *[0] * (HEAD - 2), at[i] + line])
-            of.append(i)
-        for j in {i, *(j for j, _ in operands(p, i))}:
+        numbers = [x for x in s.params if isinstance(x, int | float)] if s.op != "host" else []
+        rest = (s.k, s.narrow, p.folds.get(i, 0))
+        rows.add(i, *member(p, i, bridges), [at[j] + line for j, line in reads], at[i], numbers, rest)
+        for way, where, line in outputs.get(i, ()):
+            rows.add(i, way, where, [at[i] + line])
+        for j in {i, *(j for j, _ in reads)}:
             if last.get(j, i) == i:
                 slots.give(p.steps[j].size, at[j])
-    names = tuple(dict.fromkeys(families))
-    full = [
-        [names.index(f), *row, *[0] * (HEAD + OPERANDS - 1 - len(row))] for f, row in zip(families, rows, strict=True)
-    ]
-    return Table(np.array(full, np.int64), names, np.array(of), np.array(params), slots.rows, tuple(calls))
+    return rows.table(slots.rows, calls)
 
-# %% ../../nbs/features/09_table.ipynb #c5ac8474
+# %% ../../nbs/features/09_table.ipynb #4841cc8c
 def operands(p: Program, i: int) -> tuple[Line, ...]:
     "What step `i` reads from the store: NumPy's functions have been called before."
     return () if p.steps[i].op == "host" else p.steps[i].inputs
@@ -129,6 +154,8 @@ def member(p: Program, i: int, bridges: Mapping[int, int]) -> tuple[str, int]:
         return "host", bridges[i]
     if s.op == "field":
         return "field", p.fields.index(str(s.params[0]))
+    if s.recursive:
+        return "recursion", MEMBERS["recursion"].index(s.what or s.op)
     family = "narrow" if s.family == "map" and s.what in NARROW else s.family
     return family, MEMBERS[family].index(s.what) if family in MEMBERS else 0
 
