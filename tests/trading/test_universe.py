@@ -6,6 +6,7 @@ from datetime import date
 import polars as pl
 import pytest
 
+from tests.trading.short_training import SHORT
 from tradenb.core.clock import new_york
 from tradenb.core.settings import Settings
 from tradenb.market.actions import place_events
@@ -18,16 +19,6 @@ from tradenb.trading.stages import Signals, survivorship_of, train_model
 
 AS_OF = date(2023, 6, 30)
 EVENING = new_york(AS_OF, 18)
-SHORT = {
-    "training.train_sessions": 120,
-    "training.valid_sessions": 30,
-    "training.test_sessions": 60,
-    "training.rounds": 5,
-    "training.min_data_in_leaf": 20,
-    "training.threads": 1,
-    "portfolio.top_n": 3,
-    "portfolio.bottom_n": 3,
-}
 
 
 @pytest.fixture

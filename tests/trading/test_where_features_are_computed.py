@@ -6,6 +6,7 @@ from datetime import date
 import pytest
 from distributed import LocalCluster
 
+from tests.trading.short_training import SHORT
 from tradenb.core.clock import new_york
 from tradenb.core.errors import ServiceUnavailable
 from tradenb.core.settings import Settings
@@ -15,16 +16,6 @@ from tradenb.market.lake import Lake, open_lake
 from tradenb.trading.stages import train_model
 
 AS_OF = date(2023, 6, 30)
-SHORT = {
-    "training.train_sessions": 120,
-    "training.valid_sessions": 30,
-    "training.test_sessions": 60,
-    "training.rounds": 5,
-    "training.min_data_in_leaf": 20,
-    "training.threads": 1,
-    "portfolio.top_n": 3,
-    "portfolio.bottom_n": 3,
-}
 
 
 @pytest.fixture
