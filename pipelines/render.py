@@ -18,7 +18,7 @@ import nbformat
 import polars as pl
 
 from pipelines.engine import error_class, write_whole
-from tradenb.trading.report import (
+from tradenb.core.report import (
     CSS,
     DARK,
     HALF,

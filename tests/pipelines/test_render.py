@@ -15,12 +15,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from pipelines.engine import run_notebook
 from pipelines.render import IndexRow, external_requests, link, render, write_index
 from tradenb.core.errors import FreshnessError, RunFailed
-from tradenb.trading.report import CSS
+from tradenb.core.report import CSS
 
 LINKS = [("All runs", "../../index.html"), ("Data", "data.html"), ("Trade", "trade.html")]
 CHARTS = """
 import numpy as np, polars as pl
-from tradenb.trading.report import bars, headline, histogram, lines, table
+from tradenb.core.report import bars, headline, histogram, lines, table
 rng = np.random.default_rng(7)
 frame = pl.DataFrame({"session": list(range(500)), "equity": 1e6 + rng.normal(0, 900, 500).cumsum()})
 """

@@ -10,7 +10,7 @@ __all__ = ['STAGES', 'STATUS', 'Finding', 'TABLES', 'long_day', 'short_day', 'co
 from collections.abc import Mapping, Sequence
 from datetime import date
 
-from ..report import Verdict
+from ...core.report import Verdict
 from ..run import Run
 
 # %% ../../../nbs/trading/pages/01_common.ipynb #050cc15c

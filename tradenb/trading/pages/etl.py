@@ -23,7 +23,7 @@ from ...market.etl import EtlReport
 from ...market.lake import Lake, open_lake
 from ...market.quality import GateResult
 from .common import TABLES, Finding, capital, counted, listed, sentence, short_day, subtitle, worst
-from tradenb.trading.report import (
+from tradenb.core.report import (
     HALF,
     PALETTE,
     Block,

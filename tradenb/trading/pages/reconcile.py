@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from .common import counted, sentence, subtitle
-from ..report import Block, Column, Tint, columns, headline, note, table, text_of, tiles
+from ...core.report import Block, Column, Tint, columns, headline, note, table, text_of, tiles
 from ..run import Run
 from ..stages import Reconciled
 

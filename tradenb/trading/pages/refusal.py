@@ -30,7 +30,7 @@ from tradenb.trading.pages.etl import (
     quarantine_table,
     worst_cases,
 )
-from ..report import HALF, Block, bars, headline, lines, side_by_side, stacked, text_of, tiles
+from ...core.report import HALF, Block, bars, headline, lines, side_by_side, stacked, text_of, tiles
 from ..run import Run
 from ..stages import REFUSED_ROWS
 

@@ -21,7 +21,7 @@ from ...market.lake import Lake
 from .. import records
 from .common import STAGES, counted, sentence, simulated, status_name, subtitle, vintage_text
 from ..pnl import by_cause
-from tradenb.trading.report import (
+from tradenb.core.report import (
     Block,
     Format,
     Verdict,

@@ -16,7 +16,7 @@ import polars as pl
 from ...market.universe import members
 from .. import records
 from .common import counted, listed, sentence, short_day, subtitle, vintage_text
-from tradenb.trading.report import (
+from tradenb.core.report import (
     PALETTE,
     Block,
     Column,

@@ -16,7 +16,7 @@ import polars as pl
 
 from ...core.clock import NEW_YORK
 from .common import STATUS, capital, counted, listed, sentence, status_name, subtitle
-from tradenb.trading.report import (
+from tradenb.core.report import (
     HALF,
     PALETTE,
     Block,

@@ -20,7 +20,7 @@ import polars as pl
 from ...models import metrics
 from ...models.registry import Registry, open_registry
 from .common import Finding, simulated, subtitle, worst
-from tradenb.trading.report import (
+from tradenb.core.report import (
     HALF,
     PALETTE,
     Block,

@@ -9,7 +9,7 @@ import polars as pl
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tradenb.trading.report import (
+from tradenb.core.report import (
     FORMATS,
     LEFT,
     Block,
