@@ -19,10 +19,6 @@ from typing import Any
 import polars as pl
 
 from ...core.calendar import FIRST_DAY, LAST_DAY, shift
-from ...market.etl import EtlReport
-from ...market.lake import Lake, open_lake
-from ...market.quality import GateResult
-from .common import TABLES, Finding, capital, counted, listed, sentence, short_day, subtitle, worst
 from tradenb.core.report import (
     HALF,
     PALETTE,
@@ -42,6 +38,10 @@ from tradenb.core.report import (
     text_of,
     tiles,
 )
+from ...market.etl import EtlReport
+from ...market.lake import Lake, open_lake
+from ...market.quality import GateResult
+from .common import TABLES, Finding, capital, counted, listed, sentence, short_day, subtitle, worst
 from ..run import Run
 from ..stages import GATE_PAGE
 

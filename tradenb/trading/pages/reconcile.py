@@ -13,8 +13,8 @@ from typing import Any
 
 import polars as pl
 
-from .common import counted, sentence, subtitle
 from ...core.report import Block, Column, Tint, columns, headline, note, table, text_of, tiles
+from .common import counted, sentence, subtitle
 from ..run import Run
 from ..stages import Reconciled
 

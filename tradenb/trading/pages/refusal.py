@@ -17,6 +17,7 @@ import polars as pl
 
 from ...core.calendar import FIRST_DAY, LAST_DAY
 from ...core.errors import QualityError
+from ...core.report import HALF, Block, bars, headline, lines, side_by_side, stacked, text_of, tiles
 from ...market.lake import Lake
 from ...market.quality import GateResult
 from .common import capital, counted, listed, short_day, subtitle
@@ -30,7 +31,6 @@ from tradenb.trading.pages.etl import (
     quarantine_table,
     worst_cases,
 )
-from ...core.report import HALF, Block, bars, headline, lines, side_by_side, stacked, text_of, tiles
 from ..run import Run
 from ..stages import REFUSED_ROWS
 

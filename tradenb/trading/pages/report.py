@@ -17,10 +17,6 @@ from typing import Any
 
 import polars as pl
 
-from ...market.lake import Lake
-from .. import records
-from .common import STAGES, counted, sentence, simulated, status_name, subtitle, vintage_text
-from ..pnl import by_cause
 from tradenb.core.report import (
     Block,
     Format,
@@ -35,6 +31,10 @@ from tradenb.core.report import (
     tiles,
     waterfall,
 )
+from ...market.lake import Lake
+from .. import records
+from .common import STAGES, counted, sentence, simulated, status_name, subtitle, vintage_text
+from ..pnl import by_cause
 from ..stages import DayReport, survivorship_of
 
 # %% ../../../nbs/trading/pages/08_report.ipynb #90e48995

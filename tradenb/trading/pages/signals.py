@@ -13,9 +13,6 @@ from datetime import date
 
 import polars as pl
 
-from ...market.universe import members
-from .. import records
-from .common import counted, listed, sentence, short_day, subtitle, vintage_text
 from tradenb.core.report import (
     PALETTE,
     Block,
@@ -34,6 +31,9 @@ from tradenb.core.report import (
     text_of,
     tiles,
 )
+from ...market.universe import members
+from .. import records
+from .common import counted, listed, sentence, short_day, subtitle, vintage_text
 from ..run import Run, run_folder
 from ..stages import Signals
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import polars as pl
 
 from ...core.clock import NEW_YORK
-from .common import STATUS, capital, counted, listed, sentence, status_name, subtitle
 from tradenb.core.report import (
     HALF,
     PALETTE,
@@ -34,6 +33,7 @@ from tradenb.core.report import (
     text_of,
     tiles,
 )
+from .common import STATUS, capital, counted, listed, sentence, status_name, subtitle
 from ..run import Run
 from ..stages import Traded
 

@@ -17,9 +17,6 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 
-from ...models import metrics
-from ...models.registry import Registry, open_registry
-from .common import Finding, simulated, subtitle, worst
 from tradenb.core.report import (
     HALF,
     PALETTE,
@@ -37,6 +34,9 @@ from tradenb.core.report import (
     text_of,
     tiles,
 )
+from ...models import metrics
+from ...models.registry import Registry, open_registry
+from .common import Finding, simulated, subtitle, worst
 from ..run import Run
 from ..stages import Trained
 
