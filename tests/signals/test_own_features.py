@@ -11,7 +11,7 @@ from tradenb.features.sets import FeatureSet
 from tradenb.models.registry import ModelCard
 from tradenb.models.training import train
 from tradenb.signals.generator import generate
-from tradenb.signals.service import index_bars, recent_panel
+from tradenb.signals.reader import index_bars, recent_panel
 
 from .conftest import AS_OF, RECIPE
 

@@ -16,7 +16,8 @@ from tradenb.features.sets import feature_set
 from tradenb.market.lake import Lake
 from tradenb.market.universe import Liquidity, eligible
 from tradenb.signals.generator import generate
-from tradenb.signals.service import create_app, index_bars, recent_panel
+from tradenb.signals.reader import index_bars, recent_panel
+from tradenb.signals.service import create_app
 
 from .conftest import AS_OF, KEY, PROJECT, House, settings_at
 

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import AsyncIterator, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection
 from datetime import date, datetime
 from typing import Annotated, Any
 
@@ -20,112 +18,22 @@ from pydantic import BaseModel, ConfigDict, Field
 import tradenb
 from ..core import calendar
 from ..core.clock import Clock
-from ..core.errors import InputError, LakeError, ModelError, NoModelError, TradenbError, one_line
+from ..core.errors import InputError, LakeError, ModelError, TradenbError, one_line
 from ..core.logs import get_logger
 from ..core.settings import Settings
 from ..core.settings import Universe as UniverseSettings
 from ..core.web import counter, require_key
 from ..core.web import create_app as web_app
-from ..features.panel import Panel
 from ..market.lake import Lake, open_lake
 from ..market.universe import Liquidity, liquid, members
-from ..models.registry import LoadedModel, Registry, open_registry
+from ..models.registry import LoadedModel, open_registry
 from .generator import SignalSet, generate
+from .holder import ModelHolder
+from .reader import BarsIndex, MarketReader, recent_panel
 
 # %% auto #0
-__all__ = ['Version', 'ModelHolder', 'BarsIndex', 'index_bars', 'recent_panel', 'MarketReader', 'GenerateRequest', 'Signal',
-           'LeftOut', 'Metadata', 'GenerateResponse', 'names_to_rank', 'out_of_reach', 'tradable', 'answer',
-           'create_app', 'add_health', 'add_signals', 'add_model']
-
-# %% ../../nbs/signals/05_service.ipynb #64924e20
-class ModelHolder:
-    "The loaded champion; `current` is replaced as a whole, so a reader sees the old model or the new one."
-
-    def __init__(self, registry: Registry):
-        self.registry = registry
-        self.current: LoadedModel | None = None
-        self.error: str | None = None  # why the last reload failed, None after a good one
-        self._one_at_a_time = threading.Lock()
-
-    def reload(self) -> bool:  # was another version put in place?
-        "Load the champion beside the current model and swap; a refused one leaves the current one in place, a deactivation does not."
-        with self._one_at_a_time:
-            try:
-                version = self.registry.champion_version()
-                if version is not None and self.current is not None and self.current.version == version:
-                    self.error = None
-                    return False
-                self.current, self.error = self.registry.champion(), None
-                return True
-            except NoModelError as error:  # deactivated: nothing may be traded on
-                self.current, self.error = None, one_line(error)
-                raise
-            except TradenbError as error:
-                self.error = one_line(error)
-                raise
-
-    def get(self) -> LoadedModel:
-        "The model to answer a request with, taken once; raises `NoModelError` when none could be loaded."
-        if (model := self.current) is None:
-            raise NoModelError(self.error or "no model is loaded: POST /api/v1/model/reload after activating one")
-        return model
-
-# %% ../../nbs/signals/05_service.ipynb #818f0104
-@dataclass(frozen=True)
-class BarsIndex:
-    "What the bars table holds, at one version."
-
-    version: int | None
-    first_bars: Mapping[str, date]  # symbol → first session with a bar
-    last: date  # newest session
-
-
-def index_bars(lake: Lake) -> BarsIndex:
-    "Read symbols and dates of the bars table; raises `LakeError` when it has none."
-    spans = (
-        lake.read("bars", columns=["symbol", "date"])
-        .group_by("symbol")
-        .agg(first=pl.col("date").min(), last=pl.col("date").max())
-    )
-    if spans.is_empty():
-        raise LakeError("the lake holds no bars: run the ETL first (tradenb etl)")
-    newest = spans["last"].max()
-    assert isinstance(newest, date)
-    return BarsIndex(lake.version("bars"), dict(spans.select("symbol", "first").iter_rows()), newest)
-
-
-def recent_panel(
-    lake: Lake,
-    index: BarsIndex,  # at the lake's version
-    as_of: date,  # session whose close is the newest thing to know
-    halo: int | None,  # sessions before it; None: all there are
-) -> Panel:
-    "Adjusted bars of the last halo + 1 sessions, or of all; raises `InputError` for a date that is no session or has no data."
-    session, first = calendar.require_session(as_of), min(index.first_bars.values())
-    start = first if halo is None else calendar.shift(session, -halo)
-    bars = lake.read("bars", start=start, end=as_of)
-    if bars.filter(pl.col("date") == as_of).is_empty():
-        raise InputError(f"no bars on {as_of}: the lake holds {first} to {index.last}; run the ETL for that session")
-    return Panel.from_bars(bars, calendar.sessions(start, as_of), first_bars=index.first_bars)
-
-# %% ../../nbs/signals/05_service.ipynb #5150315a
-class MarketReader:
-    "The lake as the service sees it, with the index of its newest version remembered."
-
-    def __init__(self, lake: Lake):
-        self.lake = lake
-        self._index: BarsIndex | None = None
-
-    def index(self, lake: Lake) -> BarsIndex:
-        "The index at the version that `lake` reads."
-        known, version = self._index, lake.version("bars")
-        if known is None or known.version != version:
-            known = self._index = index_bars(lake)
-        return known
-
-    def at(self, vintage: Mapping[str, int] | None) -> Lake:
-        "The lake pinned to a vintage, by default the newest one, so that all of an answer is read from the same versions."
-        return self.lake.latest() if vintage is None else self.lake.at(vintage)
+__all__ = ['Version', 'GenerateRequest', 'Signal', 'LeftOut', 'Metadata', 'GenerateResponse', 'names_to_rank', 'out_of_reach',
+           'tradable', 'answer', 'create_app', 'add_health', 'add_signals', 'add_model']
 
 # %% ../../nbs/signals/05_service.ipynb #5db585b4
 Version = Annotated[int, Field(ge=0, lt=2**31)]
