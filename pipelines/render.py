@@ -19,14 +19,13 @@ import polars as pl
 
 from pipelines.engine import error_class, write_whole
 from tradenb.core.report import (
-    CSS,
-    DARK,
     HALF,
     Block,
     Verdict,
     bars,
     headline,
     lines,
+    page,
     side_by_side,
     stacked,
     text_of,
@@ -34,33 +33,6 @@ from tradenb.core.report import (
 )
 
 HIDDEN_TAGS = {"remove-cell", "parameters", "injected-parameters", "papermill-error-cell-tag"}
-
-PAGE_CSS = f"""
-:root{{color-scheme:light dark}}
-@media screen and (prefers-color-scheme:dark){{:root{{{"".join(f"--tn-{name}:{colour};" for name, colour in DARK.items())}--page:#13171c}}}}
-@media print{{:root{{color-scheme:light}}nav{{display:none!important}}main{{max-width:none!important;padding:0!important}}h2,h3,caption,figcaption{{break-after:avoid}}figure,tr,.tn-tile,.error{{break-inside:avoid}}}}
-*{{box-sizing:border-box}}
-body{{margin:0;background:var(--page,#fff);-webkit-text-size-adjust:100%}}
-nav{{border-bottom:1px solid var(--tn-line,#dde3ea);padding:.65em 0;font-size:13.5px}}
-nav>div,main{{max-width:1100px;margin:0 auto;padding:0 24px}}
-nav>div{{display:flex;flex-wrap:wrap;gap:.3em 1.3em;align-items:baseline}}
-nav b{{letter-spacing:.01em;margin-right:.5em}}
-a{{color:var(--tn-blue,#2f5f8f);text-decoration:none}}a:hover{{text-decoration:underline}}
-nav span{{color:var(--tn-muted,#687584);opacity:.7}}
-nav a[aria-current]{{color:var(--tn-ink,#1f2a37);font-weight:600;pointer-events:none}}
-main{{padding-top:28px;padding-bottom:64px}}
-.text{{max-width:46em}}
-h2{{font-size:19px;font-weight:650;margin:2em 0 .3em;letter-spacing:-.005em}}h3{{font-size:16px;margin:1.5em 0 .2em}}
-.text p,.text li{{color:var(--tn-muted,#687584)}}.text h2+p{{margin-top:.2em}}
-code,pre{{font:12.5px/1.45 ui-monospace,"SF Mono",Menlo,Consolas,monospace}}
-pre{{white-space:pre-wrap;overflow-wrap:anywhere;margin:.5em 0}}
-details{{margin:.8em 0;color:var(--tn-muted,#687584);font-size:13px}}summary{{cursor:pointer}}
-img{{max-width:100%;height:auto;background:#fff;border-radius:6px}}
-.error{{border:1px solid var(--tn-red,#b2423a);border-left-width:4px;border-radius:6px;padding:.8em 1em;margin:1.2em 0}}
-.error strong{{display:block;color:var(--tn-red,#b2423a);font-size:13px;margin-bottom:.15em}}.error details{{margin-bottom:0}}
-.badge{{display:inline-block;border:1px solid currentColor;border-radius:99px;padding:0 .7em;font-size:12px;font-weight:600;line-height:1.6}}
-.badge.green{{color:var(--tn-green,#2f7d4f)}}.badge.amber{{color:var(--tn-amber,#b97a14)}}.badge.red{{color:var(--tn-red,#b2423a)}}.badge.blue{{color:var(--tn-blue,#2f5f8f)}}
-""".strip()
 
 TEMPLATE = """
 {%- extends 'base/display_priority.j2' -%}
@@ -123,20 +95,6 @@ def _link(html: Path, label: str, address: str) -> str:
     if "/" in address or (html.parent / address).is_file():  # the index is written at the end of every run
         return f'<a href="{escape(address)}">{escape(label)}</a>'
     return f"<span>{escape(label)}</span>"
-
-
-def page(title: str, body: str, navigation: str) -> str:
-    "A whole HTML document around `body`, with the style sheets once and the blocks' own copies taken out."
-    body = body.replace(f"<style>{CSS}</style>\n", "")
-    return f"""<!doctype html>
-<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">
-<meta http-equiv=Content-Security-Policy content="default-src 'none';style-src 'unsafe-inline';img-src data:">
-<title>{escape(title)}</title><style>{CSS}
-{PAGE_CSS}</style></head>
-<body class=tn>{navigation}<main>
-{body}
-</main></body></html>
-"""
 
 
 def _visible(book: Any) -> Any:

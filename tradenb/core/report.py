@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'DARK', 'SERIES', 'CSS', 'Verdict', 'Format', 'FORMATS', 'COLOURED', 'DAYS', 'LEFT', 'Tint', 'Column',
-           'FULL', 'HALF', 'FEW', 'themed', 'Block', 'side_by_side', 'stacked', 'headline', 'text_of', 'tiles', 'table',
-           'columns', 'facts', 'note', 'style', 'canvas', 'chart', 'aligned', 'scale', 'lines', 'bars', 'histogram',
-           'waterfall']
+           'FULL', 'HALF', 'LEAST', 'FEW', 'PAGE_CSS', 'themed', 'Block', 'side_by_side', 'stacked', 'headline',
+           'text_of', 'tiles', 'table', 'columns', 'facts', 'heat', 'note', 'style', 'canvas', 'chart', 'aligned',
+           'scale', 'lines', 'band', 'areas', 'bars', 'histogram', 'waterfall', 'page', 'Section', 'document']
 
 # %% ../../nbs/core/09_report.ipynb #68c5eda6
 import contextlib
@@ -90,9 +90,10 @@ CSS = themed("""
 .tn-foot,.tn-note{color:#687584;font-size:13px;margin:.5em 0}
 .tn-warning{border-left:4px solid #b97a14;padding:.4em 1em;color:#1f2a37;background:#f5f7fa;border-radius:0 6px 6px 0}
 .tn-chart{margin:1.2em 0}.tn-chart figcaption{font-weight:600;font-size:15px}.tn-chart figcaption small{display:block;font-weight:400;color:#687584;font-size:13px}
-.tn-chart svg{display:block;width:100%;height:auto;margin-top:.3em}.tn-chart svg *{stroke-linejoin:round;stroke-linecap:butt}
+.tn-plot{overflow-x:auto}.tn-chart svg{display:block;width:100%;height:auto;margin-top:.3em}.tn-chart svg *{stroke-linejoin:round;stroke-linecap:butt}
 .tn-chart svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif!important;font-variant-numeric:tabular-nums}
-.tn-row{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:0 28px;align-items:start}
+.tn-heat td{border:1px solid transparent;background-clip:padding-box}.tn-heat td.tn-sum{font-weight:650;border-left:1px solid #687584}.tn-heat th,.tn .tn-heat td{padding:.34em .5em}
+.tn-row>div{min-width:0}.tn-row{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:0 28px;align-items:start}
 """).strip()
 
 # %% ../../nbs/core/09_report.ipynb #31f5636e
@@ -302,6 +303,42 @@ def facts(known: Mapping[str, str], caption: str) -> Block:
     frame = pl.DataFrame({"name": list(known), "value": list(known.values())}, {"name": pl.String, "value": pl.String})
     return columns(frame, {"name": (" ", "text"), "value": (" ", "text")}, caption)
 
+# %% ../../nbs/core/09_report.ipynb #d7b354a3
+def heat(
+    frame: pl.DataFrame,  # A row's name in the first column, numbers in the others, missing where there is none
+    format: Format = "change",
+    caption: str = "",
+    sums: Sequence[str] = (),  # Columns of another size: set apart, coloured by their sign alone
+    labels: Mapping[str, str] | None = None,  # Column → heading; otherwise the name with spaces
+) -> Block:
+    "A table whose numbers are coloured by their size."
+    name, *rest = frame.columns
+    cells = [
+        abs(v) for column in rest if column not in sums for v in frame[column].to_list() if v is not None and v == v
+    ]
+    most = max(cells, default=0.0) or 1.0
+    body = "".join(
+        f"<tr><td class=tn-l>{escape(str(row[name]))}</td>{''.join(_warm(row[c], format, most, c in sums) for c in rest)}</tr>"
+        for row in frame.iter_rows(named=True)
+    )
+    head = "".join(
+        f"<th{' class=tn-l' if c == name else ''}>{escape((labels or {}).get(c) or _heading(c))}</th>"
+        for c in frame.columns
+    )
+    return Block(
+        f'<div class=tn-wide><table class="tn-table tn-heat"><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _warm(value: Any, format: Format, most: float, total: bool) -> str:
+    text = text_of(value, format)
+    if text == "–":
+        return f"<td class=tn-none>{'–' if total else ''}</td>"
+    if total:
+        return f'<td class="tn-sum {"tn-up" if value > 0 else "tn-down" if value < 0 else ""}">{escape(text)}</td>'
+    colour = themed(PALETTE["green" if value > 0 else "red"])
+    return f'<td style="background-color:color-mix(in srgb,{colour} {6 + 54 * abs(value) / most:.0f}%,transparent)">{escape(text)}</td>'
+
 # %% ../../nbs/core/09_report.ipynb #b8c1af37
 def note(
     text: str,
@@ -313,6 +350,9 @@ def note(
 
 # %% ../../nbs/core/09_report.ipynb #aecd8044
 FULL, HALF = 11.0, 5.3  # inches of a chart across the page, and of one in half of it
+LEAST = (
+    58  # pixels that an inch takes at least: on a narrow screen a chart is moved sideways rather than made illegible
+)
 
 
 @contextlib.contextmanager
@@ -357,7 +397,8 @@ def chart(
         warnings.filterwarnings("ignore", "Glyph")  # text stays text: the reader's fonts draw it, not ours
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     heading = f"<figcaption>{escape(title)}<small>{escape(caption)}</small></figcaption>" if title or caption else ""
-    return Block(f"<figure class=tn-chart>{heading}{_inline(drawn.getvalue())}</figure>")
+    svg = _inline(drawn.getvalue()).replace("<svg", f'<svg style="min-width:{LEAST * figure.get_figwidth():.0f}px"', 1)
+    return Block(f"<figure class=tn-chart>{heading}<div class=tn-plot>{svg}</div></figure>")
 
 
 def _inline(svg: str) -> str:
@@ -423,7 +464,7 @@ def scale(
         axis.set_major_locator(MaxNLocator("auto", integer=True))
     axis.set_major_formatter(Labels(lambda value, _: text_of(value, format)))
 
-# %% ../../nbs/core/09_report.ipynb #d7b354a3
+# %% ../../nbs/core/09_report.ipynb #21cac799
 def lines(
     frame: pl.DataFrame,
     x: str,  # The column along the bottom, dates as a rule
@@ -434,21 +475,41 @@ def lines(
     fill: bool = False,  # Shade the area to zero, as for drawdowns
     height: float = 2.6,
     width: float = FULL,
+    beside: Sequence[str] = (),  # Thin and dashed, as benchmarks
+    log: bool = False,  # Equal distances are equal ratios; all values are above zero
 ) -> Block:
     "One or more series; the legend appears when there are several."
     if frame.height < 2:
-        return _no_line(frame, x, y, title, format)
+        return _no_line(frame, x, [*y, *beside], title, format)
     dots = "." if frame.height < 30 else None
     with style():
         figure, axes = canvas(height, width)
         places = _along(axes, frame[x].to_list())
-        for name in y:
-            (line,) = axes.plot(places, frame[name].to_list(), marker=dots, label=_heading(name))
+        for name in (*y, *beside):
+            thin: Any = {"linestyle": (0, (4, 2)), "linewidth": 1.1} if name in beside else {}
+            (line,) = axes.plot(places, frame[name].to_list(), marker=dots, label=_heading(name), **thin)
             if fill:
                 axes.fill_between(places, frame[name].to_list(), color=line.get_color(), alpha=0.15, lw=0)
-        if len(y) > 1:
-            axes.legend(loc="upper left", ncols=len(y))
+        if log:
+            _by_ratio(axes)
+        _legend(axes)
         return _finish(figure, axes, title, caption, format)
+
+
+def _by_ratio(axes: "Axes") -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    low, high = axes.dataLim.intervaly
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(MaxNLocator(6) if high < 8 * low else LogLocator(subs=(1.0, 2.0, 5.0)))
+
+
+def _legend(axes: "Axes") -> None:
+    "In a line above the canvas, where it hides nothing; for one series none."
+    names = axes.get_legend_handles_labels()[1]
+    if len(names) > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names), borderaxespad=0.2, handlelength=1.6)
 
 
 def _no_line(frame: pl.DataFrame, x: str, y: Sequence[str], title: str, format: Format) -> Block:
@@ -465,6 +526,60 @@ def _finish(
 ) -> Block:
     scale(axes, format, along)
     return chart(figure, title, caption)
+
+# %% ../../nbs/core/09_report.ipynb #f0a67a6e
+def band(
+    frame: pl.DataFrame,
+    x: str,  # The column along the bottom
+    y: str,  # The estimate
+    low: str,
+    high: str,
+    title: str = "",
+    format: Format = "compact",
+    caption: str = "",
+    height: float = 2.6,
+    width: float = FULL,
+) -> Block:
+    "A series within its interval, and the zero that the interval may or may not hold."
+    if frame.height < 2:
+        return _no_line(frame, x, [y], title, format)
+    with style():
+        figure, axes = canvas(height, width)
+        places = _along(axes, frame[x].to_list())
+        axes.fill_between(places, frame[low].to_list(), frame[high].to_list(), color=PALETTE["blue"], alpha=0.15, lw=0)
+        axes.plot(places, frame[y].to_list())
+        axes.axhline(0, color=PALETTE["muted"], linewidth=0.8)
+        return _finish(figure, axes, title, caption, format)
+
+# %% ../../nbs/core/09_report.ipynb #53e81694
+def areas(
+    frame: pl.DataFrame,
+    x: str,  # The column along the bottom
+    parts: Sequence[str],  # None below zero
+    title: str = "",
+    format: Format = "compact",
+    caption: str = "",
+    height: float = 2.4,
+    width: float = FULL,
+) -> Block:
+    "Series stacked upon each other."
+    if frame.height < 2:
+        return _no_line(frame, x, parts, title, format)
+    with style():
+        figure, axes = canvas(height, width)
+        stack = [frame[name].to_list() for name in parts]
+        colours = [PALETTE[SERIES[at % len(SERIES)]] for at in range(len(parts))]
+        axes.stackplot(
+            _along(axes, frame[x].to_list()),
+            stack,
+            labels=[_heading(name) for name in parts],
+            colors=colours,
+            alpha=0.75,
+            lw=0,
+        )
+        axes.margins(x=0)
+        _legend(axes)
+        return _finish(figure, axes, title, caption, format)
 
 # %% ../../nbs/core/09_report.ipynb #0427ae36
 def bars(
@@ -546,3 +661,78 @@ def waterfall(
         axes.tick_params(axis="x", length=0)
         axes.margins(y=0.15)
         return _finish(figure, axes, title, caption, format)
+
+# %% ../../nbs/core/09_report.ipynb #5c944219
+PAGE_CSS = f"""
+:root{{color-scheme:light dark}}
+@media screen and (prefers-color-scheme:dark){{:root{{{"".join(f"--tn-{name}:{colour};" for name, colour in DARK.items())}--page:#13171c}}}}
+@media print{{:root{{color-scheme:light}}nav{{display:none!important}}main{{max-width:none!important;padding:0!important}}h2,h3,caption,figcaption{{break-after:avoid}}figure,tr,.tn-tile,.error{{break-inside:avoid}}}}
+*{{box-sizing:border-box}}
+body{{margin:0;background:var(--page,#fff);-webkit-text-size-adjust:100%}}
+nav{{border-bottom:1px solid var(--tn-line,#dde3ea);padding:.65em 0;font-size:13.5px}}
+nav>div,main{{max-width:1100px;margin:0 auto;padding:0 24px}}
+nav>div{{display:flex;flex-wrap:wrap;gap:.3em 1.3em;align-items:baseline}}
+nav b{{letter-spacing:.01em;margin-right:.5em}}
+a{{color:var(--tn-blue,#2f5f8f);text-decoration:none}}a:hover{{text-decoration:underline}}
+nav span{{color:var(--tn-muted,#687584);opacity:.7}}
+nav a[aria-current]{{color:var(--tn-ink,#1f2a37);font-weight:600;pointer-events:none}}
+main{{padding-top:28px;padding-bottom:64px}}
+.text{{max-width:46em}}
+h2{{font-size:19px;font-weight:650;margin:2em 0 .3em;letter-spacing:-.005em}}h3{{font-size:16px;margin:1.5em 0 .2em}}
+.text p,.text li{{color:var(--tn-muted,#687584)}}.text h2+p{{margin-top:.2em}}
+code,pre{{font:12.5px/1.45 ui-monospace,"SF Mono",Menlo,Consolas,monospace}}
+pre{{white-space:pre-wrap;overflow-wrap:anywhere;margin:.5em 0}}
+details{{margin:.8em 0;color:var(--tn-muted,#687584);font-size:13px}}summary{{cursor:pointer}}
+img{{max-width:100%;height:auto;background:#fff;border-radius:6px}}
+.error{{border:1px solid var(--tn-red,#b2423a);border-left-width:4px;border-radius:6px;padding:.8em 1em;margin:1.2em 0}}
+.error strong{{display:block;color:var(--tn-red,#b2423a);font-size:13px;margin-bottom:.15em}}.error details{{margin-bottom:0}}
+.badge{{display:inline-block;border:1px solid currentColor;border-radius:99px;padding:0 .7em;font-size:12px;font-weight:600;line-height:1.6}}
+.badge.green{{color:var(--tn-green,#2f7d4f)}}.badge.amber{{color:var(--tn-amber,#b97a14)}}.badge.red{{color:var(--tn-red,#b2423a)}}.badge.blue{{color:var(--tn-blue,#2f5f8f)}}
+""".strip()
+
+
+def page(
+    title: str,  # Shown in the browser's tab
+    body: str,  # HTML, as of blocks
+    navigation: str = "",  # HTML
+) -> str:
+    "A whole HTML document around `body`, with the style sheets once and the blocks' own copies taken out."
+    body = body.replace(f"<style>{CSS}</style>\n", "")
+    return f"""<!doctype html>
+<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">
+<meta http-equiv=Content-Security-Policy content="default-src 'none';style-src 'unsafe-inline';img-src data:">
+<title>{escape(title)}</title><style>{CSS}
+{PAGE_CSS}</style></head>
+<body class=tn>{navigation}<main>
+{body}
+</main></body></html>
+"""
+
+# %% ../../nbs/core/09_report.ipynb #140ab525
+@dataclass(frozen=True, slots=True)
+class Section:
+    "Blocks under a heading of their own."
+
+    title: str
+    said: str  # What this section answers; may be empty
+    blocks: tuple[Block, ...]
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"\W+", "-", self.title.lower()).strip("-")
+
+    def block(self) -> Block:
+        said = f"<p class=tn-sub>{escape(self.said)}</p>" if self.said else ""
+        return Block(f'<h2 id="{self.anchor}">{escape(self.title)}</h2>{said}\n{stacked(*self.blocks).html}')
+
+
+def document(
+    title: str,  # Shown in the browser's tab
+    head: Block,  # What is said before the first section
+    sections: Sequence[Section],
+) -> str:
+    "A page of sections with links to them."
+    links = "".join(f'<a href="#{part.anchor}">{escape(part.title)}</a>' for part in sections)
+    return page(
+        title, stacked(head, *(part.block() for part in sections)).html, f"<nav><div><b>tradenb</b>{links}</div></nav>"
+    )
