@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tradenb.core.errors import ConfigError
-from tradenb.core.settings import load
+from tradenb.core.settings import find_file, load
 
 
 def test_the_command_line_beats_the_environment_which_beats_the_file() -> None:
@@ -59,9 +59,22 @@ def test_a_dot_env_file_is_read_and_the_real_environment_beats_it(tmp_path: Path
     assert done.stdout.split() == ["9", "4"]
 
 
-def test_a_feature_set_is_qlibs_own_or_a_file() -> None:
-    for name in ("alpha158", "alpha360", "sets/mine.toml"):
+def test_a_feature_set_is_qlibs_own_or_a_file_beside_the_settings() -> None:
+    for name in ("alpha158", "alpha360"):
         assert load({"features.set": name}, env={}).features.set == name
+    beside = find_file().resolve().parent / "sets" / "mine.toml"
+    assert load({"features.set": "sets/mine.toml"}, env={}).features.set == str(beside)
+
+
+def test_a_set_of_ones_own_is_known_by_what_its_file_says_not_by_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    here, there = tmp_path / "mine.toml", tmp_path / "elsewhere" / "other.toml"
+    for path in (here, there):
+        path.write_text("[features]\nA = '$close'\n")
+    hashes = [load({"features.set": str(path)}, env={}).hash for path in (here, there)]
+    assert hashes[0] == hashes[1]
+    here.write_text("[features]\nA = '$open'\n")
+    assert load({"features.set": str(here)}, env={}).hash != hashes[0]
 
 
 def test_what_computes_features_changes_no_hash_for_it_changes_no_value() -> None:

@@ -184,6 +184,12 @@ class Features(Section):
     engine: Literal["auto", "numpy", "numba"]
     scheduler: str = Field(pattern=r"^$|^(tcp|tls|ws|wss|ucx)://\S+$")
 
+    @property
+    def content(self) -> str:
+        "The name of a set of Qlib's, or what the file of an own one says, as a digest; wherever the file lies."
+        path = Path(self.set)
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else self.set
+
 
 class Label(Section):
     "What a model predicts: the return of holding `horizon` sessions from the next session's `price` on."
@@ -379,6 +385,7 @@ class Settings(Section):
                 "execution": {"broker_key_id", "broker_secret"},
             },
         )
+        values["features"]["set"] = self.features.content
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../../nbs/core/04_settings.ipynb #5fc9d1c0
@@ -486,7 +493,10 @@ def load(
         _known(tier)
         for section, keys in tier.items():
             merged[section] |= keys
-    merged["core"]["root"] = (file.resolve().parent / Path(merged["core"].get("root", "data")).expanduser()).resolve()
+    beside = lambda path: (file.resolve().parent / Path(path).expanduser()).resolve()
+    merged["core"]["root"] = beside(merged["core"].get("root", "data"))
+    if str(chosen := merged["features"].get("set", "")).endswith(".toml"):
+        merged["features"]["set"] = str(beside(chosen))
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:

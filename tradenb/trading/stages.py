@@ -28,7 +28,7 @@ from ..core.clock import SystemClock
 from ..core.db import account_snapshots, cash_events, fills, order_events, orders, position_snapshots, run_signals
 from ..core.errors import ModelError, NoModelError, QualityError, ReconciliationBreak
 from ..core.progress import say
-from ..core.settings import Settings, find_file
+from ..core.settings import Settings
 from ..features.engine import compute
 from ..features.panel import Panel
 from ..features.sets import FeatureSet, feature_set
@@ -101,8 +101,8 @@ class Trained:
 
 
 def wanted_features(settings: Settings) -> FeatureSet:
-    "The feature set that the settings name; a relative path counts from the settings' own folder."
-    return feature_set(settings.features.set, find_file().parent)
+    "The feature set that the settings name."
+    return feature_set(settings.features.set)
 
 
 def reason_to_train(run: Run, registry: Registry) -> str | None:
