@@ -1,9 +1,8 @@
 "Metrics equal independent implementations, missing labels and ties included."
 
 import math
-import statistics
 from datetime import date, timedelta
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -69,20 +68,6 @@ def test_sessions_with_fewer_names_than_both_groups_have_no_spread():
     prediction, label = market(1, days=4, names=5, missing=0)
     assert m.long_short_returns(frame(prediction, label), 3, 3).is_empty()
     assert math.isnan(m.summary(frame(prediction, label), 3, 3)["long_short_sharpe"])
-
-
-def test_sharpe_and_drawdown_equal_their_definitions():
-    returns = np.random.default_rng(5).normal(0.0005, 0.01, 300)
-    by_hand = statistics.mean(returns) / statistics.stdev(returns) * math.sqrt(252)
-    assert math.isclose(m.sharpe(returns), by_hand, rel_tol=1e-12)
-    curve = [math.prod(1 + returns[:n]) for n in range(len(returns) + 1)]
-    deepest = min(later / earlier - 1 for earlier, later in combinations(curve, 2))
-    assert math.isclose(m.max_drawdown(returns), deepest, rel_tol=1e-9)
-
-
-def test_drawdown_counts_a_loss_on_the_first_session():
-    assert m.max_drawdown(np.array([-0.1, 0.05])) == pytest.approx(-0.1)
-    assert m.max_drawdown(np.array([])) == 0.0
 
 
 @given(st.integers(0, 10_000))

@@ -5,7 +5,6 @@
 # %% ../../nbs/models/02_metrics.ipynb #6d5f3484
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -13,16 +12,14 @@ import numpy as np
 import polars as pl
 
 from ..core.errors import InputError
+from .performance import hit_rate, max_drawdown, mean, ratio, sharpe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['TRADING_DAYS', 'known', 'ic', 'rank_ic', 'by_month', 'plot_by_month', 'icir', 'groups', 'long_short_returns',
-           'sharpe', 'equity', 'max_drawdown', 'quantile_returns', 'plot_quantiles', 'hit_rate', 'turnover', 'summary']
-
-# %% ../../nbs/models/02_metrics.ipynb #179e5336
-TRADING_DAYS = 252  # sessions a year, to annualise
+__all__ = ['known', 'ic', 'rank_ic', 'by_month', 'plot_by_month', 'icir', 'groups', 'long_short_returns', 'quantile_returns',
+           'plot_quantiles', 'turnover', 'summary']
 
 # %% ../../nbs/models/02_metrics.ipynb #c8719e81
 def known(
@@ -54,16 +51,6 @@ def rank_ic(
     ranks = known(predictions).with_columns(pl.col("prediction", "label").rank().over("date"))
     return _daily_correlation(ranks, pl.col("prediction"), pl.col("label"), "rank_ic")
 
-# %% ../../nbs/models/02_metrics.ipynb #e20415d1
-def _finite(values: pl.Series | np.ndarray) -> np.ndarray:
-    x = values.cast(pl.Float64).to_numpy() if isinstance(values, pl.Series) else np.asarray(values, dtype=float)
-    return x[np.isfinite(x)]
-
-
-def _mean(values: pl.Series) -> float:
-    x = _finite(values)
-    return float(x.mean()) if len(x) else math.nan
-
 # %% ../../nbs/models/02_metrics.ipynb #4579cb1c
 def by_month(
     daily: pl.DataFrame,  # date and `column`
@@ -85,7 +72,7 @@ def plot_by_month(
     "Bars of the monthly mean with the mean of all sessions as a line."
     import matplotlib.pyplot as plt
 
-    months, overall = by_month(daily, column), _mean(daily[column])
+    months, overall = by_month(daily, column), mean(daily[column])
     fig, ax = plt.subplots(figsize=(8, 3), layout="constrained")
     ax.bar(months["month"].to_numpy(), months["mean"].to_numpy(), width=25, color="#4c78a8")
     ax.axhline(overall, color="#e45756", lw=1, label=f"mean {overall:.4f}")
@@ -95,20 +82,12 @@ def plot_by_month(
     ax.legend(fontsize=8)
     return fig
 
-# %% ../../nbs/models/02_metrics.ipynb #22d1e42b
+# %% ../../nbs/models/02_metrics.ipynb #e20415d1
 def icir(
     values: pl.Series | np.ndarray,  # daily coefficients; missing ones are left out
 ) -> float:  # mean over standard deviation, NaN under two values or without spread
     "Information ratio of a daily coefficient (Grinold and Kahn), per session."
-    x = _finite(values)
-    return _ratio(x)
-
-
-def _ratio(x: np.ndarray) -> float:
-    if len(x) < 2:
-        return math.nan
-    spread = x.std(ddof=1)
-    return float(x.mean() / spread) if spread > 0 else math.nan
+    return ratio(values)
 
 # %% ../../nbs/models/02_metrics.ipynb #55a7982c
 def groups(
@@ -131,32 +110,9 @@ def long_short_returns(
 ) -> pl.DataFrame:  # date, long, short (mean label of each group), return (long minus short, for a gross exposure of 2)
     "Daily return of the equal-weighted spread before costs."
     sides = groups(known(predictions), top_n, bottom_n)
-    mean = lambda side: pl.col("label").filter(pl.col("side") == side).mean().fill_null(0.0) / horizon
-    daily = sides.group_by("date").agg(long=mean(1), short=mean(-1)).sort("date")
+    leg = lambda side: pl.col("label").filter(pl.col("side") == side).mean().fill_null(0.0) / horizon
+    daily = sides.group_by("date").agg(long=leg(1), short=leg(-1)).sort("date")
     return daily.with_columns((pl.col("long") - pl.col("short")).alias("return"))
-
-# %% ../../nbs/models/02_metrics.ipynb #d841e895
-def sharpe(
-    returns: pl.Series | np.ndarray,  # per session
-    periods: int = TRADING_DAYS,
-) -> float:  # annualised, NaN under two values or without spread
-    "Mean over standard deviation (n - 1) times the root of `periods`; the spread finances itself, so no risk-free rate."
-    return _ratio(_finite(returns)) * math.sqrt(periods)
-
-
-def equity(
-    returns: pl.Series | np.ndarray,  # per session
-) -> np.ndarray:  # one value more than returns, from 1.0, compounded
-    "Growth of one unit of capital."
-    return np.concatenate([[1.0], np.cumprod(1 + _finite(returns))])
-
-
-def max_drawdown(
-    returns: pl.Series | np.ndarray,  # per session
-) -> float:  # between -1 and 0, a share of the peak
-    "The deepest fall of the compounded equity below its former peak, the start included."
-    curve = equity(returns)
-    return float((curve / np.maximum.accumulate(curve) - 1).min())
 
 # %% ../../nbs/models/02_metrics.ipynb #5ed35f29
 def quantile_returns(
@@ -187,14 +143,6 @@ def plot_quantiles(
     return fig
 
 # %% ../../nbs/models/02_metrics.ipynb #4ded586d
-def hit_rate(
-    values: pl.Series | np.ndarray,  # daily coefficients or returns
-) -> float:  # share above zero; exact zeros count as misses
-    "How often the sign was right."
-    x = _finite(values)
-    return float((x > 0).mean()) if len(x) else math.nan
-
-
 def turnover(
     predictions: pl.DataFrame,  # date, symbol, prediction
     top_n: int,
@@ -223,9 +171,9 @@ def summary(
     daily, ranks = ic(predictions)["ic"], rank_ic(predictions)["rank_ic"]
     spread = long_short_returns(predictions, top_n, bottom_n, horizon)["return"]
     return {
-        "ic": _mean(daily), "icir": icir(daily),
-        "rank_ic": _mean(ranks), "rank_icir": icir(ranks), "rank_ic_hit_rate": hit_rate(ranks),
-        "long_short_sharpe": sharpe(spread), "long_short_mean": _mean(spread), "long_short_hit_rate": hit_rate(spread),
-        "max_drawdown": max_drawdown(spread), "turnover": _mean(turnover(predictions, top_n, bottom_n)["turnover"]),
+        "ic": mean(daily), "icir": icir(daily),
+        "rank_ic": mean(ranks), "rank_icir": icir(ranks), "rank_ic_hit_rate": hit_rate(ranks),
+        "long_short_sharpe": sharpe(spread), "long_short_mean": mean(spread), "long_short_hit_rate": hit_rate(spread),
+        "max_drawdown": max_drawdown(spread), "turnover": mean(turnover(predictions, top_n, bottom_n)["turnover"]),
         "sessions": float(len(daily)),
     }  # fmt: skip
