@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
-from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Price', 'CENT', 'SHARE', 'MICRO', 'ZERO', 'Floats', 'Progress', 'MONEY', 'DAILY', 'ORDERS', 'POSITIONS', 'Plan',
-           'exact', 'Account', 'signal_grid', 'held_weight', 'Morning', 'day_weights', 'day_orders', 'Fill',
+           'exact', 'Account', 'signal_grid', 'held_weight', 'Morning', 'day_weights', 'moves', 'day_orders', 'Fill',
            'day_fills', 'whole_shares', 'Run', 'Backtest', 'backtest', 'benchmark_returns']
 
 # %% ../../nbs/portfolio/08_backtest.ipynb #fe2f3f76
@@ -172,8 +172,10 @@ class Morning:
     def __init__(self, run: Run, t: int) -> None:
         self.market, self.known, self.plan, self.t = run.market, run.known, run.plan, t
         self.shares, self.opened, self.cash = run.account.shares, run.account.opened, run.account.cash
-        self.ranked = np.flatnonzero(np.isfinite(run.signals[:, t - 1]))
-        self.rows = np.union1d(self.ranked, np.fromiter(self.shares, np.int64, len(self.shares)))
+        named = np.isfinite(run.signals[:, t - 1])
+        self.ranked = np.flatnonzero(named)
+        named[list(self.shares)] = True
+        self.rows = np.flatnonzero(named)
         self.prices = {row: self.price(row) for row in self.shares}
         self.capital = self.equity if self.plan.compounding else self.plan.capital
 
@@ -228,9 +230,21 @@ def day_weights(
     "From predictions to limited weights: what the signal service answers."
     table = pl.DataFrame({"symbol": names, "predicted_return": normalise(signals)})
     weights = plan.constructor(table, context)
-    held = [s for s, w in zip(context.symbols, context.held.tolist(), strict=True) if w]
-    book = weights.filter((pl.col("target_weight") != 0) | pl.col("symbol").is_in(held))
-    return limit(book, context, plan.limits, capital)
+    held = {s for s, w in zip(context.symbols, context.held.tolist(), strict=True) if w}
+    rows = [
+        i for i, (s, w) in enumerate(zip(weights["symbol"], weights["target_weight"], strict=True)) if w or s in held
+    ]
+    return limit(weights[rows], context, plan.limits, capital)
+
+
+def moves(weights: pl.DataFrame, context: Context) -> list[int]:  # places of rows
+    "The rows of names that an order may name: tradable, and asked to be held otherwise than they are."
+    now = {
+        s: w if free else None
+        for s, w, free in zip(context.symbols, context.held.tolist(), context.tradable.tolist(), strict=True)
+    }
+    wanted = zip(weights["symbol"], weights["target_weight"], strict=True)
+    return [i for i, (s, w) in enumerate(wanted) if now[s] is not None and w != now[s]]
 
 
 def day_orders(morning: Morning, signals: Floats) -> list[PlannedOrder]:
@@ -239,11 +253,11 @@ def day_orders(morning: Morning, signals: Floats) -> list[PlannedOrder]:
     context, plan, capital = morning.context, morning.plan, morning.capital
     weights, cuts = day_weights(signals[morning.ranked, morning.t - 1], names, context, plan, capital)
     row = dict(zip(context.symbols, morning.rows.tolist(), strict=True))
-    held = dict(zip(context.symbols, context.held.tolist(), strict=True))
-    kept = {s for s, w in weights.select("symbol", "target_weight").iter_rows() if w == held[s]}
-    kept |= {s for s, free in zip(context.symbols, context.tradable.tolist(), strict=True) if not free}
-    moving = weights.filter(~pl.col("symbol").is_in(list(kept)))
-    positions = {s: morning.shares[r] for s, r in row.items() if r in morning.shares and s not in kept}
+    moving = weights[moves(weights, context)]
+    named = set(weights["symbol"]).difference(moving["symbol"]) | {
+        s for s, free in zip(context.symbols, context.tradable.tolist(), strict=True) if not free
+    }
+    positions = {s: morning.shares[r] for s, r in row.items() if r in morning.shares and s not in named}
     wanted = {s: morning.price(row[s]) for s in {*moving["symbol"], *positions}}
     prices = {s: p for s, p in wanted.items() if p is not None}
     planned = size_orders(
@@ -294,7 +308,7 @@ def day_fills(
 
 def whole_shares(x: float) -> Decimal:
     "Rounded down; none where it is not known."
-    return Decimal(repr(float(np.nan_to_num(x)))).quantize(Decimal(1), ROUND_DOWN)
+    return Decimal(int(x)) if x == x else ZERO
 
 # %% ../../nbs/portfolio/08_backtest.ipynb #3b245845
 Progress = Callable[[int, int], None]  # sessions done, of how many
