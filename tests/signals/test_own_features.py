@@ -10,6 +10,7 @@ from tradenb.features.panel import Panel
 from tradenb.features.sets import FeatureSet
 from tradenb.models.registry import ModelCard
 from tradenb.models.training import train
+from tradenb.portfolio.weights import LongShort
 from tradenb.signals.generator import generate
 from tradenb.signals.reader import index_bars, recent_panel
 
@@ -46,7 +47,9 @@ def test_the_service_ranks_like_the_batch(house, panel, version, client):
         headers={"X-API-Key": "the-key-of-the-test"},
     ).json()
     model = house.registry.load(version)
-    assert generate(model, panel, 3, 3).signals["symbol"].to_list() == [s["symbol"] for s in answer["signals"]]
+    assert generate(model, panel, LongShort(3, 3)).signals["symbol"].to_list() == [
+        s["symbol"] for s in answer["signals"]
+    ]
     block = compute(panel, TREND)
     today = np.zeros(panel.shape, bool)
     today[:, -1] = panel.traded[:, -1]

@@ -15,6 +15,7 @@ from tradenb.features.panel import Panel
 from tradenb.features.sets import feature_set
 from tradenb.market.lake import Lake
 from tradenb.market.universe import Liquidity, eligible
+from tradenb.portfolio.weights import LongShort
 from tradenb.signals.generator import generate
 from tradenb.signals.reader import index_bars, recent_panel
 from tradenb.signals.service import create_app
@@ -33,11 +34,12 @@ def test_the_answer_is_that_of_the_generator_on_the_whole_history(house, client)
     body = ask(client).json()
     model = house.registry.load(house.versions[0])
     members = [row["symbol"] for row in body["signals"] + body["left_out"]]
-    whole = generate(model, Panel.from_bars(house.bars), 3, 3, members).signals
+    whole = generate(model, Panel.from_bars(house.bars), LongShort(3, 3), members).signals
     assert pl.DataFrame(body["signals"], schema=whole.schema).equals(whole)
     assert body["metadata"] == {
         "model_version": house.versions[0],
         "strategy_name": "alpha158_ls",
+        "constructor": "long_short",
         "as_of_date": str(AS_OF),
         "generated_at": "2023-07-03T13:00:00Z",
         "num_signals": whole.height,
@@ -57,7 +59,7 @@ def test_a_past_session_is_answered_as_it_was_then(house, client):
     body = ask(client, as_of_date=str(past)).json()
     model, until = house.registry.load(house.versions[0]), Panel.from_bars(house.bars.filter(pl.col("date") <= past))
     names = [row["symbol"] for row in body["signals"]]
-    assert body["signals"] == generate(model, until, 3, 3, names).signals.to_dicts()
+    assert body["signals"] == generate(model, until, LongShort(3, 3), names).signals.to_dicts()
 
 
 def test_a_former_vintage_can_still_be_asked(house, client):
@@ -147,7 +149,7 @@ def test_without_a_model_and_data_it_starts_and_says_so(tmp_path, house):
     with serving(create_app(settings_at(tmp_path), house.clock)) as url:
         health = httpx.get(f"{url}/health")
         assert (health.status_code, health.json()["status"]) == (503, "unavailable")
-        assert "tradenb train" in health.json()["model_error"]
+        assert "tradenb train" in health.json()["model_error"]["reason"]
         assert "tradenb etl" in health.json()["data"]["error"]
         refused = httpx.post(url + GENERATE, json={})
         assert (refused.status_code, refused.json()["code"]) == (409, "NoModelError")
@@ -180,7 +182,7 @@ def test_a_champion_that_does_not_fit_is_refused_and_the_old_one_goes_on(house, 
         assert ask(client).json()["metadata"]["model_version"] == first
         health = client.get("/health").json()
         assert health["status"] == "degraded"
-        assert "was changed" in health["model_error"]
+        assert "was changed" in health["model_error"]["reason"]
     finally:
         house.registry.client.set_model_version_tag(house.registry.name, str(second), "digest", kept)
     assert reload(client).json()["model_version"] == second

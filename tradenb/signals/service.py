@@ -6,52 +6,73 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from datetime import date, datetime
 from typing import Annotated, Any
 
 import polars as pl
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 import tradenb
-from ..core import calendar
 from ..core.clock import Clock
-from ..core.errors import InputError, LakeError, ModelError, TradenbError, one_line
+from ..core.errors import InputError, LakeError, TradenbError, one_line
 from ..core.logs import get_logger
-from ..core.settings import Settings
-from ..core.settings import Universe as UniverseSettings
+from ..core.settings import Constructor as ConstructorName
+from ..core.settings import Portfolio, Settings
 from ..core.web import counter, require_key
 from ..core.web import create_app as web_app
-from ..market.lake import Lake, open_lake
-from ..market.universe import Liquidity, liquid, members
+from ..market.lake import open_lake
 from ..models.registry import LoadedModel, open_registry
-from .generator import SignalSet, generate
-from .holder import ModelHolder
-from .reader import BarsIndex, MarketReader, recent_panel
+from ..portfolio.weights import Constructor, LongShort
+from .generator import SignalSet, signals
+from .holder import ModelHolder, Repeated, Served
+from .reader import MarketReader, View
 
 # %% auto #0
-__all__ = ['Version', 'GenerateRequest', 'Signal', 'LeftOut', 'Metadata', 'GenerateResponse', 'names_to_rank', 'out_of_reach',
-           'tradable', 'answer', 'create_app', 'add_health', 'add_signals', 'add_model']
+__all__ = ['Day', 'Symbol', 'Names', 'Version', 'Share', 'LEFT_OUT', 'GenerateRequest', 'Signal', 'Kept', 'LeftOut', 'Metadata',
+           'GenerateResponse', 'names_to_rank', 'rule', 'answer', 'to_json', 'Problem', 'refusals', 'create_app',
+           'add_health', 'add_signals', 'add_model']
 
 # %% ../../nbs/signals/05_service.ipynb #5db585b4
-Version = Annotated[int, Field(ge=0, lt=2**31)]
+def _iso(value: object) -> object:
+    "JSON has no dates: the text of one, not a number of days."
+    if value is not None and not isinstance(value, date) and not (isinstance(value, str) and len(value) == 10):
+        raise ValueError("expected a date like 2023-06-30")
+    return value
+
+
+Day = Annotated[date, BeforeValidator(_iso)]
+Symbol = Annotated[str, Field(strict=True, min_length=1, max_length=32)]
+Names = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+Version = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+Share = Annotated[float, Field(allow_inf_nan=False, ge=-100, le=100)]
 
 
 class GenerateRequest(BaseModel):
-    "What to rank."
+    "What to rank, and how to weigh it."
 
-    model_config = ConfigDict(extra="forbid")
-    symbols: list[str] | None = Field(
-        None, min_length=1, description="names to rank; null: the universe's members on the date"
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{}, {"symbols": ["AAPL", "KO", "XOM"], "as_of_date": "2023-06-30", "top_n": 1, "bottom_n": 1}]
+        },
     )
-    as_of_date: date | None = Field(None, description="session whose close is known; null: the newest in the lake")
-    top_n: int | None = Field(None, ge=0, description="names held long; null: the setting")
-    bottom_n: int | None = Field(None, ge=0, description="names held short; null: the setting")
+    symbols: list[Symbol] | None = Field(
+        None, min_length=1, max_length=20_000, description="names to rank; null: the universe's members on the date"
+    )
+    as_of_date: Day | None = Field(None, description="session whose close is known; null: the newest in the lake")
+    top_n: Names | None = Field(None, description="names held long; null: the setting")
+    bottom_n: Names | None = Field(None, description="names held short; null: the setting")
+    constructor: ConstructorName | None = Field(None, description="rule of the weights; null: the setting")
+    held: dict[Symbol, Share] | None = Field(
+        None,
+        description="symbol → weight held now, a signed share of the capital; needed by rules that trade from a book",
+    )
     vintage: dict[str, Version] | None = Field(None, description="lake table → version; null: the newest")
 
-
+# %% ../../nbs/signals/05_service.ipynb #38c54e0e
 class Signal(BaseModel):
     "One name; weight 0 for names in neither group."
 
@@ -59,6 +80,15 @@ class Signal(BaseModel):
     predicted_return: float
     rank: int
     target_weight: float
+    reason: str | None = Field(description="why the weight is not what its rank would give; null: it is")
+
+
+class Kept(BaseModel):
+    "A position in a name that was not ranked and cannot be traded: it stays."
+
+    symbol: str
+    target_weight: float
+    reason: str | None
 
 
 class LeftOut(BaseModel):
@@ -75,6 +105,7 @@ class Metadata(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
     model_version: int
     strategy_name: str
+    constructor: str
     as_of_date: date
     generated_at: datetime
     num_signals: int
@@ -85,91 +116,117 @@ class GenerateResponse(BaseModel):
     "The signals of a session."
 
     signals: list[Signal]
+    kept: list[Kept]
     left_out: list[LeftOut]
     metadata: Metadata
 
-# %% ../../nbs/signals/05_service.ipynb #1bda32cc
+# %% ../../nbs/signals/05_service.ipynb #52b8e116
 def names_to_rank(
-    lake: Lake,
-    index: BarsIndex,
+    market: MarketReader,
+    view: View,
     as_of: date,
     symbols: list[str] | None,
-) -> list[str]:
-    "The symbols asked for, or the universe's members on the day; raises `InputError` for symbols that the lake has never seen."
-    if symbols is not None:
-        if unknown := sorted(set(symbols) - set(index.first_bars)):
-            raise InputError(
-                f"unknown symbols: {', '.join(unknown[:10])} ({len(unknown)} of {len(symbols)}): the lake has no bar of them"
-            )
-        return symbols
-    if not lake.exists("universe"):
-        return list(index.first_bars)
-    return members(lake.read("universe"), as_of)["symbol"].to_list() or list(index.first_bars)
-
-# %% ../../nbs/signals/05_service.ipynb #52b8e116
-def out_of_reach(
-    lake: Lake,
-    as_of: date,
-    names: Collection[str],
-    chosen: UniverseSettings,
-) -> pl.DataFrame:  # symbol, reason; sorted
-    "Names that the settings do not allow to be held on the day; those without a bar on it are not judged."
-    limits, found = Liquidity.of(chosen), pl.DataFrame(schema={"symbol": pl.String, "reason": pl.String})
-    if chosen.membership:
-        inside = set(members(lake.read("universe"), as_of)["symbol"])
-        strangers = [(name, f"no member of {chosen.name} on {as_of}") for name in sorted(set(names) - inside)]
-        found = pl.DataFrame(strangers, schema=found.schema, orient="row")
-    if limits.limits:
-        judged = tradable(lake, as_of, limits).filter(
-            pl.col("reason").is_not_null(), pl.col("symbol").is_in(list(names))
+) -> tuple[list[str], dict[str, str]]:  # names; those of them that may not be held → reason
+    "Whom to rank; raises `InputError` for symbols that the lake has never seen, and when nobody is left."
+    belonging, known = market.membership(view, as_of), view.index.first_bars
+    if symbols is not None and (unknown := sorted({s for s in symbols if s not in known})):
+        raise InputError(
+            f"unknown symbols: {', '.join(unknown[:10])} ({len(unknown)} of {len(symbols)}): the lake has no bar of them"
         )
-        found = pl.concat([found, judged.select("symbol", "reason").join(found, on="symbol", how="anti")])
-    return found.sort("symbol")
+    names = belonging.names if symbols is None else symbols
+    barred = {s: belonging.barred[s] for s in names if s in belonging.barred}
+    if names and len(barred) == len(set(names)):
+        first = min(barred)
+        raise InputError(f"none of {len(names)} names could be held on {as_of}: {first}: {barred[first]}")
+    return [s for s in names if s not in barred], barred
 
 
-def tradable(lake: Lake, as_of: date, limits: Liquidity) -> pl.DataFrame:
-    "What `liquid` says of the lake's names on a day, read from no more bars than it takes."
-    start = calendar.shift(as_of, 1 - limits.sessions)
-    recent = lake.read("bars", start=start, end=as_of, columns=["symbol", "date", "close", "volume"])
-    if not limits.min_history:
-        return liquid(recent, as_of, limits)
-    days = lake.read("bars", end=as_of, columns=["symbol", "date"])
-    return liquid(recent, as_of, limits, days.group_by("symbol").agg(history=pl.len()))
-
-# %% ../../nbs/signals/05_service.ipynb #38c54e0e
-def answer(
-    model: LoadedModel, market: MarketReader, settings: Settings, ask: GenerateRequest
-) -> tuple[SignalSet, pl.DataFrame, dict[str, int]]:  # signals; symbol, reason of names out of reach; vintage
-    "Signals, who could not be held, and the vintage that both were read from."
-    lake, book = market.at(ask.vintage), settings.portfolio
-    index = market.index(lake)
-    as_of = ask.as_of_date or index.last
-    panel = recent_panel(lake, index, as_of, model.features.halo)
-    names = names_to_rank(lake, index, as_of, ask.symbols)
-    barred = out_of_reach(lake, as_of, names, settings.universe)
-    allowed = sorted(set(names) - set(barred["symbol"]))
-    if not allowed:
-        first = barred.row(0, named=True)
-        raise InputError(f"none of {len(names)} names could be held on {as_of}: {first['symbol']}: {first['reason']}")
+def rule(book: Portfolio, ask: GenerateRequest) -> tuple[str, Constructor]:  # its name, and the rule
+    "The constructor that a question asks for."
     top_n = book.top_n if ask.top_n is None else ask.top_n
     bottom_n = book.bottom_n if ask.bottom_n is None else ask.bottom_n
-    found = generate(model, panel, top_n, bottom_n, allowed, settings.features.engine)
-    return found, barred, lake.vintage()
+    return "long_short", LongShort(top_n, bottom_n)
 
 # %% ../../nbs/signals/05_service.ipynb #b67bb9f4
+def answer(
+    model: LoadedModel, market: MarketReader, settings: Settings, ask: GenerateRequest
+) -> tuple[
+    SignalSet, pl.DataFrame, str, View
+]:  # signals; all left out: symbol, reason, by_settings; the rule; what they were read from
+    "All of an answer, from one model and one vintage."
+    view = market.view(ask.vintage)
+    as_of = ask.as_of_date or view.index.last
+    day = market.inputs(view, as_of, model.features)
+    names, barred = names_to_rank(market, view, as_of, ask.symbols)
+    name, constructor = rule(settings.portfolio, ask)
+    found = signals(model, day, constructor, names)
+    barred_rows = pl.DataFrame([(s, why, True) for s, why in barred.items()], schema=LEFT_OUT, orient="row")
+    silent = found.left_out.with_columns(by_settings=pl.lit(False))
+    return found, pl.concat([silent, barred_rows]).sort("symbol"), name, view
+
+
+LEFT_OUT = {"symbol": pl.String, "reason": pl.String, "by_settings": pl.Boolean}
+
+# %% ../../nbs/signals/05_service.ipynb #1bda32cc
+def to_json(
+    found: SignalSet,
+    left_out: pl.DataFrame,  # symbol, reason, by_settings
+    metadata: Metadata,
+) -> str:  # a `GenerateResponse`
+    "The answer as JSON."
+    tables = {"signals": found.signals, "kept": found.kept, "left_out": left_out}
+    parts = [f'"{name}":{rows.write_json() if rows.height else "[]"}' for name, rows in tables.items()]
+    return "{" + ",".join([*parts, f'"metadata":{metadata.model_dump_json()}']) + "}"
+
+# %% ../../nbs/signals/05_service.ipynb #36ecf28e
+class Problem(BaseModel):
+    "RFC 9457 problem details."
+
+    type: str
+    title: str
+    status: int
+    detail: str = Field(description="what was found, what was expected, what to do")
+    code: str = Field(description="name of the error")
+
+
+def refusals(**examples: str) -> dict[int | str, dict[str, Any]]:  # for `responses=` of a route
+    "Declare answers other than the good one: `_422='what it says'`."
+    return {int(status.strip("_")): _refusal(int(status.strip("_")), detail) for status, detail in examples.items()}
+
+
+def _refusal(status: int, detail: str) -> dict[str, Any]:
+    code, meaning = {
+        401: ("Unauthorised", "no key, or a wrong one"), 403: ("Forbidden", "the service has no key configured"),
+        409: ("NoModelError", "not in the present state of models and data"), 422: ("InputError", "the question is wrong"),
+        503: ("ServiceUnavailable", "something that it depends on does not answer"),
+    }[status]  # fmt: skip
+    example = {
+        "type": f"urn:tradenb:problem:{code}",
+        "title": meaning,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+    content = {"schema": Problem.model_json_schema(), "example": example}
+    return {"description": meaning, "content": {"application/problem+json": content}}
+
+# %% ../../nbs/signals/05_service.ipynb #eaa5dbad
 def create_app(
     settings: Settings,
     clock: Clock,
 ) -> FastAPI:  # to be served on settings.services.signals_port, or on a free port
     "The signal service; it loads the champion when it starts, and starts without one too."
-    holder = ModelHolder(open_registry(settings, clock=clock))
-    market = MarketReader(open_lake(settings))
+    holder = ModelHolder(open_registry(settings, clock=clock), clock)
+    market = MarketReader(open_lake(settings), settings.universe, settings.features.engine)
+    poll = Repeated("registry poll", holder.reload, settings.signals.poll_s)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        with contextlib.suppress(ModelError):
+        with contextlib.suppress(TradenbError):
             holder.reload()
+        poll.start()
         yield
+        poll.stop()
 
     app = web_app("signals", "Ranks the universe and says what to hold.", lifespan)
     app.state.holder = holder
@@ -186,62 +243,73 @@ def add_health(app: FastAPI, holder: ModelHolder, market: MarketReader) -> None:
     @app.get("/health", tags=["life"])
     def health() -> JSONResponse:
         "Can signals be made, from which model and which data? 503 when not."
-        model, data = holder.current, _data_health(market)
-        ready = model is not None and data["last_session"] is not None
-        status = "ok" if ready and holder.error is None else "degraded" if ready else "unavailable"
-        told = _model_info(model) if model else None
+        served, data = holder.served, _data_health(market)
+        ready = served.model is not None and data["last_session"] is not None
+        status = "ok" if ready and served.trouble is None else "degraded" if ready else "unavailable"
         body = {
             "status": status,
             "version": tradenb.__version__,
-            "model": told,
-            "model_error": holder.error,
+            "model": _model_info(served),
+            "model_error": _trouble(served),
             "data": data,
         }
         return JSONResponse(body, status_code=200 if ready else 503)
 
 
+def _trouble(served: Served) -> dict[str, Any] | None:
+    if (found := served.trouble) is None:
+        return None
+    return {"reason": found.reason, "code": found.code, "since": found.since.isoformat(), "attempts": found.attempts}
+
+
 def _data_health(market: MarketReader) -> dict[str, Any]:
     try:
-        lake = market.at(None)
-        return {"vintage": lake.vintage(), "last_session": market.index(lake).last.isoformat(), "error": None}
+        view = market.view()
+        return {"vintage": dict(view.vintage), "last_session": view.index.last.isoformat(), "error": None}
     except LakeError as error:
         return {"vintage": {}, "last_session": None, "error": one_line(error)}
 
 
-def _model_info(model: LoadedModel) -> dict[str, Any]:
+def _model_info(served: Served) -> dict[str, Any] | None:
+    if (model := served.model) is None:
+        return None
     return {
         "name": model.name, "version": model.version, "trained_through": model.trained_through.isoformat(),
         "feature_set": model.feature_set, "feature_hash": model.feature_hash, "num_features": len(model.feature_names),
         "metrics": {k: v for k, v in model.metrics.items() if not k.startswith("fold_")},
+        "serving_since": served.since.isoformat() if served.since else None, "load_seconds": served.load_s,
         **{k: model.tags.get(k) for k in ("vintage", "settings_hash", "code_version", "digest", "activated_by", "activated_at", "activated_why")},
     }  # fmt: skip
 
-# %% ../../nbs/signals/05_service.ipynb #36ecf28e
+# %% ../../nbs/signals/05_service.ipynb #f10bcd3e
 def add_signals(app: FastAPI, holder: ModelHolder, market: MarketReader, settings: Settings, clock: Clock) -> None:
     "POST /api/v1/signals/generate."
     made = counter(app, "signals_generated", "Names ranked", ("model_version",))
 
-    @app.post("/api/v1/signals/generate", tags=["signals"])
-    def generate_signals(ask: GenerateRequest) -> GenerateResponse:
+    @app.post(
+        "/api/v1/signals/generate",
+        tags=["signals"],
+        response_model=GenerateResponse,
+        responses=refusals(
+            _409="no model of alpha158_ls is active: activate one, or run `tradenb train`",
+            _422="unknown symbols: AAPL2, NOPE (2 of 2): the lake has no bar of them",
+        ),
+    )
+    def generate_signals(ask: GenerateRequest) -> Response:
         "Rank the names and give each its target weight. Changes nothing; the same question to the same model has the same answer."
         model = holder.get()
-        found, barred, vintage = answer(model, market, settings, ask)
-        left_out = [LeftOut(**row, by_settings=False) for row in found.left_out.to_dicts()]
-        left_out += [LeftOut(**row, by_settings=True) for row in barred.to_dicts()]
+        found, left_out, constructor, view = answer(model, market, settings, ask)
         made.labels(model.version).inc(found.signals.height)
         get_logger().info(
             "signals_generated", model_version=model.version, as_of=str(found.as_of), names=found.signals.height
         )
-        return GenerateResponse(
-            signals=[Signal(**row) for row in found.signals.to_dicts()],
-            left_out=sorted(left_out, key=lambda row: row.symbol),
-            metadata=Metadata(
-                model_version=model.version, strategy_name=settings.run.strategy, as_of_date=found.as_of,
-                generated_at=clock.now(), num_signals=found.signals.height, vintage=vintage,
-            ),
+        metadata = Metadata(
+            model_version=model.version, strategy_name=settings.run.strategy, constructor=constructor, as_of_date=found.as_of,
+            generated_at=clock.now(), num_signals=found.signals.height, vintage=dict(view.vintage),
         )  # fmt: skip
+        return Response(to_json(found, left_out, metadata), media_type="application/json")
 
-# %% ../../nbs/signals/05_service.ipynb #eaa5dbad
+# %% ../../nbs/signals/05_service.ipynb #7766c301
 def add_model(app: FastAPI, holder: ModelHolder, api_key: str | None) -> None:
     "GET /api/v1/model/info and POST /api/v1/model/reload."
     reloads = counter(app, "model_reloads", "Reloads asked for", ("outcome",))
@@ -249,7 +317,8 @@ def add_model(app: FastAPI, holder: ModelHolder, api_key: str | None) -> None:
     @app.get("/api/v1/model/info", tags=["model"])
     def info() -> dict[str, Any]:
         "The model that answers now."
-        return _model_info(holder.get())
+        holder.get()
+        return _model_info(holder.served) or {}
 
     @app.post("/api/v1/model/reload", tags=["model"], dependencies=[require_key(api_key)])
     def reload() -> dict[str, Any]:
