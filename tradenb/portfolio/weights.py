@@ -8,7 +8,7 @@ __all__ = ['SPREAD', 'SCHEMA', 'normalise', 'ranked', 'long_short', 'check_group
 
 # %% ../../nbs/portfolio/01_weights.ipynb #f0989ab9
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -190,17 +190,20 @@ class Day:
             raise InputError(f"none of {len(self.symbols)} names with a prediction can be traded: nothing to construct")
 
     @property
-    def stuck(self) -> list[float]:
-        "Held weights that cannot be changed today."
-        ranks = [float(h) for h, free in zip(self.held, self.free, strict=True) if not free and h]
-        return ranks + [h for _, h, tradable in self.others if not tradable and h]
+    def stuck(self) -> dict[str, float]:
+        "Held weights that cannot be changed today, by symbol."
+        ranks = zip(self.symbols, self.held.tolist(), self.free.tolist(), strict=True)
+        return {s: h for s, h, free in (*ranks, *self.others) if not free and h}
 
     def room(
         self,
         side: int,  # 1 long, -1 short
-    ) -> float:  # from 0 to 1
-        "What is left of a side of size 1 beside the positions that are stuck on it."
-        return max(0.0, 1.0 - math.fsum(abs(h) for h in self.stuck if h * side > 0))
+        size: float = 1.0,  # of the side
+        among: Container[str] | None = None,  # symbols that share it, None for all
+    ) -> float:  # from 0 to `size`
+        "What is left of a side beside the positions that are stuck on it."
+        used = math.fsum(abs(h) for s, h in self.stuck.items() if h * side > 0 and (among is None or s in among))
+        return max(0.0, size - used)
 
 # %% ../../nbs/portfolio/01_weights.ipynb #9d57f436
 def book(
@@ -246,12 +249,13 @@ class LongShort:
 
 def on_sides(
     day: Day,
-    weights: pl.Series | np.ndarray,  # of the names that can be traded, by rank; each side sums to 1
-    reasons: Mapping[str, str] | None = None,
+    weights: pl.Series | np.ndarray,  # by rank; each side sums to 1
+    among: np.ndarray | None = None,  # bool by rank: the names that `weights` are of; None for all that can be traded
+    reasons: Mapping[str, str] | None = None,  # symbol → why it was left out
 ) -> pl.DataFrame:
     "The table of weights whose sides are shrunk to the room beside what is stuck."
     wanted = np.zeros(len(day.symbols))
-    wanted[day.free] = np.asarray(weights)
+    wanted[day.free if among is None else among] = np.asarray(weights)
     return book(day, np.where(wanted > 0, wanted * day.room(1), wanted * day.room(-1)), reasons)
 
 # %% ../../nbs/portfolio/01_weights.ipynb #0953f8d5
