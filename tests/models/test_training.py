@@ -15,8 +15,9 @@ from tradenb.features.engine import compute
 from tradenb.features.labels import label
 from tradenb.features.panel import Panel, random_panel
 from tradenb.features.sets import feature_set
+from tradenb.models.regressors import fingerprint
 from tradenb.models.splits import Window
-from tradenb.models.training import rank_target, retrain_due, train, training_config
+from tradenb.models.training import learnt, retrain_due, train, training_config
 
 from .conftest import SMALL
 
@@ -38,7 +39,7 @@ def test_the_target_is_scipys_rank_spread_evenly_with_mean_zero(seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(-4, 5, (30, 3)) * 0.01
     labels[rng.random(labels.shape) < 0.2] = np.nan
-    target = rank_target(labels)
+    target = learnt(labels)
     for day in range(3):
         known = np.isfinite(labels[:, day])
         n = known.sum()
@@ -50,19 +51,19 @@ def test_the_target_is_scipys_rank_spread_evenly_with_mean_zero(seed):
 def test_a_wild_return_moves_the_target_no_more_than_the_best_one_does():
     calm, wild = np.linspace(-0.02, 0.02, 9)[:, None], np.linspace(-0.02, 0.02, 9)[:, None]
     wild[-1] = 40.0
-    assert np.array_equal(rank_target(calm), rank_target(wild))
+    assert np.array_equal(learnt(calm), learnt(wild))
 
 
 def test_training_twice_gives_the_same_bits(market, result):
     again = train(market, ALPHA158, result.config)
-    assert again.model.model_to_string() == result.model.model_to_string()
+    assert fingerprint(again.model) == fingerprint(result.model)
     assert again.predictions.equals(result.predictions)
 
 
 def test_another_seed_gives_another_model(market, result):
     other = train(market.tail(300), ALPHA158, replace(result.config, seed=8))
     same = train(market.tail(300), ALPHA158, result.config)
-    assert other.model.model_to_string() != same.model.model_to_string()
+    assert fingerprint(other.model) != fingerprint(same.model)
 
 
 def test_predictions_of_a_fold_do_not_depend_on_anything_after_their_session(market, result):
@@ -139,7 +140,7 @@ def test_a_model_is_due_when_it_is_old_or_missing():
 def test_a_rule_that_bars_nobody_changes_no_bit(market, result):
     everyone = train(market, ALPHA158, SMALL, eligible=np.ones(market.shape, bool))
     assert everyone.predictions.equals(result.predictions)
-    assert everyone.model.model_to_string() == result.model.model_to_string()
+    assert fingerprint(everyone.model) == fingerprint(result.model)
 
 
 def test_a_name_that_could_never_be_held_is_as_if_it_were_not_there(market):
@@ -149,7 +150,7 @@ def test_a_name_that_could_never_be_held_is_as_if_it_were_not_there(market):
     among, alone = train(market, ALPHA158, SMALL, eligible=mask), train(market.select(others), ALPHA158, SMALL)
     assert not set(barred) & set(among.predictions["symbol"])
     assert among.predictions.equals(alone.predictions) and among.metrics == alone.metrics
-    assert among.model.model_to_string() == alone.model.model_to_string()
+    assert fingerprint(among.model) == fingerprint(alone.model)
 
 
 def test_the_last_day_in_the_index_is_judged_by_the_return_after_it(market, result):

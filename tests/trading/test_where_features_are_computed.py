@@ -13,6 +13,7 @@ from tradenb.core.settings import Settings
 from tradenb.features import compiled
 from tradenb.market.demo import simulate
 from tradenb.market.lake import Lake, open_lake
+from tradenb.models.regressors import fingerprint
 from tradenb.trading.stages import train_model
 
 AS_OF = date(2023, 6, 30)
@@ -32,7 +33,7 @@ def lake(make_settings: Callable[..., Settings]) -> Lake:
 def test_engine_and_scheduler_change_no_bit_of_a_model(make_settings: Callable[..., Settings], lake: Lake) -> None:
     def trained(**ways: str) -> str:
         settings = make_settings(**SHORT, **{f"features.{key}": value for key, value in ways.items()})
-        return train_model(settings, lake, AS_OF, ()).model.model_to_string()
+        return fingerprint(train_model(settings, lake, AS_OF, ()).model)
 
     here = trained()
     assert trained(engine="numpy") == here

@@ -27,6 +27,7 @@ from ..core.db import model_activations
 from ..core.errors import InputError, ModelError, NoModelError, one_line
 from ..features.sets import FeatureSet, from_json, to_json
 from . import metrics, splits
+from .regressors import LightGBMModel
 from .training import TrainingResult, plot_importance
 
 if TYPE_CHECKING:
@@ -277,7 +278,9 @@ def log_and_register(
     _batch(client, run_id, result.metrics | {"trees": result.best_rounds}, now, params=result.config.params())
     log_folds(client, experiment, run_id, result, now)
     log_artifacts(client, run_id, result)
-    model_id, source = log_booster(registry, run_id, result.model)
+    if not isinstance(result.model, LightGBMModel):
+        raise ModelError(f"a model of kind {result.model.kind} cannot be registered: expected lightgbm")
+    model_id, source = log_booster(registry, run_id, result.model.booster)
     _ensure_model(client, registry.name)
     tags |= {"digest": digest(booster_file(registry, source))}
     return int(client.create_model_version(registry.name, source, run_id, tags, model_id=model_id).version)
