@@ -72,6 +72,7 @@ CSS = themed("""
 .tn-verdict p{margin:.15em 0}.tn-verdict p:first-child{font-weight:600}
 .tn-green{border-color:#2f7d4f}.tn-amber{border-color:#b97a14}.tn-red{border-color:#b2423a}
 .tn-tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:1em 0}
+.tn-two{grid-template-columns:repeat(auto-fit,minmax(min(210px,44%),1fr))}
 .tn-tile{border:1px solid #dde3ea;border-radius:8px;padding:.7em .9em}
 .tn-tile b{display:block;font-size:20px;font-weight:600;font-variant-numeric:tabular-nums;white-space:nowrap;letter-spacing:-.01em}
 .tn-tile span,.tn-tile small{display:block;color:#687584;font-size:12.5px;line-height:1.35}
@@ -165,7 +166,7 @@ def _time(value: datetime | str) -> str:
 
 # %% ../../nbs/core/09_report.ipynb #6888bab5
 Format = Literal[
-    "money", "dollars", "gain", "pnl", "flow", "price", "percent", "change", "bps", "integer", "shares", "number", "compact", "seconds", "date", "time", "text"
+    "money", "dollars", "gain", "pnl", "flow", "price", "percent", "change", "bps", "integer", "shares", "score", "number", "compact", "seconds", "date", "time", "text"
 ]  # fmt: skip
 FORMATS: dict[str, Callable[[Any], str]] = {
     "money": _money,  # 1234.5 → $1,234.50
@@ -179,6 +180,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "bps": lambda v: _plain(10_000 * v, 1),  # a share: 0.00123 → 12.3
     "integer": lambda v: _plain(v, 0),
     "shares": _shares,
+    "score": lambda v: _plain(v, 3),
     "number": lambda v: _plain(v, 4),
     "compact": _compact,  # 1234567 → 1.23M
     "seconds": lambda v: _plain(v, 1) + " s",
@@ -205,8 +207,10 @@ def text_of(
 def tiles(
     figures: Mapping[str, tuple[str, str]],  # Label → (value as text, a note below it)
 ) -> Block:
-    "Key figures in a row of boxes; a value that starts with a plus or minus sign takes its colour."
-    return Block(f"<div class=tn-tiles>{''.join(_tile(k, *v) for k, v in figures.items())}</div>")
+    "Key figures in a row of boxes, more than six in two rows; a value that starts with a plus or minus sign takes its colour."
+    return Block(
+        f"<div class='tn-tiles{' tn-two' if len(figures) > 6 else ''}'>{''.join(_tile(k, *v) for k, v in figures.items())}</div>"
+    )
 
 
 def _tile(label: str, value: str, note: str) -> str:
@@ -475,7 +479,7 @@ def lines(
     fill: bool = False,  # Shade the area to zero, as for drawdowns
     height: float = 2.6,
     width: float = FULL,
-    beside: Sequence[str] = (),  # Thin and dashed, as benchmarks
+    beside: Sequence[str] = (),  # Thin lines, as of benchmarks
     log: bool = False,  # Equal distances are equal ratios; all values are above zero
 ) -> Block:
     "One or more series; the legend appears when there are several."
@@ -486,7 +490,7 @@ def lines(
         figure, axes = canvas(height, width)
         places = _along(axes, frame[x].to_list())
         for name in (*y, *beside):
-            thin: Any = {"linestyle": (0, (4, 2)), "linewidth": 1.1} if name in beside else {}
+            thin: Any = {"linewidth": 0.9} if name in beside else {}
             (line,) = axes.plot(places, frame[name].to_list(), marker=dots, label=_heading(name), **thin)
             if fill:
                 axes.fill_between(places, frame[name].to_list(), color=line.get_color(), alpha=0.15, lw=0)
