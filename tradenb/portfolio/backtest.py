@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import ROUND_HALF_UP, Decimal
@@ -18,7 +19,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..core.errors import InputError
-from .costs import Costs, charges, overnight
+from ..models.inference import Deflated, Interval, Trials, deflated_sharpe, sharpe_interval
+from ..models.performance import TRADING_DAYS, performance
+from .costs import Charges, Costs, charges, overnight
 from .limits import Limits, limit
 from .market import Known, Market, reference_price
 from .sizing import PlannedOrder, size_orders
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Price', 'CENT', 'SHARE', 'MICRO', 'ZERO', 'Floats', 'Progress', 'MONEY', 'DAILY', 'ORDERS', 'POSITIONS', 'Plan',
            'exact', 'Account', 'signal_grid', 'held_weight', 'Morning', 'day_weights', 'moves', 'day_orders', 'Fill',
-           'day_fills', 'whole_shares', 'Run', 'Backtest', 'backtest', 'benchmark_returns']
+           'day_fills', 'whole_shares', 'Run', 'Backtest', 'backtest', 'benchmark_returns', 'cost_figures',
+           'active_figures']
 
 # %% ../../nbs/portfolio/08_backtest.ipynb #fe2f3f76
 Price = Literal["close", "open"]
@@ -362,7 +366,7 @@ class Run:
             self.skipped.append((self.dates[t], str(refused)))
             return []
 
-    def auction(self, t: int) -> tuple[list[Fill], Any]:
+    def auction(self, t: int) -> tuple[list[Fill], Charges]:
         "Fill the orders and pay for them."
         m, plan = self.market, self.plan
         price = m.close if plan.price == "close" else m.open
@@ -386,7 +390,7 @@ class Run:
         self._note_orders(t, fills, charged)
         self._evening(t, [*paid, borrow, interest, dividends], fills)
 
-    def _note_orders(self, t: int, fills: list[Fill], charged: Any) -> None:
+    def _note_orders(self, t: int, fills: list[Fill], charged: Charges) -> None:
         day = self.dates[t]
         for fill, *fees in zip(
             fills, charged.commission.tolist(), charged.spread.tolist(), charged.impact.tolist(), strict=True
@@ -457,6 +461,23 @@ class Backtest:
         "Net, per session."
         return self.daily["return"]
 
+    @cached_property
+    def metrics(self) -> Mapping[str, float]:
+        "Performance after costs, what costs came to, and the strategy beside the equal-weight universe."
+        return {**performance(self.returns), **cost_figures(self.daily, self.orders), **self.active()}
+
+    def active(self, benchmark: Literal["equal_weight", "cash"] = "equal_weight") -> Mapping[str, float]:
+        "Beside a benchmark: alpha (a year), beta, correlation, active return, tracking error, information ratio."
+        return active_figures(self.returns.to_numpy(), self.benchmarks[benchmark].to_numpy())
+
+    def interval(self, level: float = 0.95, draws: int = 1000, seed: int = 7) -> Interval:
+        "The annualised Sharpe ratio after costs with its bootstrapped interval."
+        return sharpe_interval(self.returns, draws=draws, seed=seed, level=level)
+
+    def deflated(self, trials: Trials | Sequence[float]) -> Deflated:
+        "The probability that the Sharpe ratio is more than the luck of a search; `trials` are the annualised Sharpe ratios of all variants tried, or their `Trials`."
+        return deflated_sharpe(self.returns, trials)
+
     def __repr__(self) -> str:
         span = f"{self.daily['date'][0]} … {self.daily['date'][-1]}"
         return f"Backtest({span}, {self.daily.height} sessions, {self.orders.height} orders, equity {self.daily['equity'][-1]:,.0f} USD, {self.fingerprint[:12]})"
@@ -526,3 +547,41 @@ def _mean(values: Floats, members: NDArray[np.bool_]) -> Floats:
     "Mean over each session's members; a name without a value has not moved."
     count = members.sum(axis=0)
     return np.where(members, np.nan_to_num(values), 0.0).sum(axis=0) / np.maximum(count, 1)
+
+# %% ../../nbs/portfolio/08_backtest.ipynb #89c3681f
+def cost_figures(daily: pl.DataFrame, orders: pl.DataFrame) -> Mapping[str, float]:
+    "What trading and holding came to."
+    before = daily["equity"] / (1 + daily["return"])
+    mean = lambda column: float(np.mean(column.to_numpy())) if len(column) else 0.0
+    a_year = {n: mean(daily[n] / before) * TRADING_DAYS for n in ("commission", "spread", "impact", "borrow")}
+    traded, paid = (
+        float(orders["value"].sum()),
+        float(daily.select("commission", "spread", "impact").sum().sum_horizontal()[0]),
+    )
+    asked = float((orders["asked"] * orders["price"].fill_null(0.0)).sum())
+    return a_year | {
+        "costs": sum(a_year.values()), "cost_bps": paid / traded * 1e4 if traded else math.nan,
+        "turnover": mean(daily["turnover"]), "gross_exposure": mean(daily["gross"]), "net_exposure": mean(daily["net"]),
+        "fill_rate": traded / asked if asked else math.nan, "orders": float(orders.height),
+    }  # fmt: skip
+
+
+def active_figures(
+    returns: Floats,  # per session
+    benchmark: Floats,  # per session
+) -> Mapping[str, float]:
+    "Beside a benchmark; alpha and beta by least squares, yearly figures by 252 sessions."
+    if len(returns) < 3:
+        return dict.fromkeys(
+            ("alpha", "beta", "correlation", "active_return", "tracking_error", "information_ratio"), math.nan
+        )
+    (variance, shared), (_, other) = np.cov(np.vstack([returns, benchmark]))
+    beta = shared / other if other > 0 else 0.0
+    ahead = returns - benchmark
+    error = float(ahead.std(ddof=1)) * math.sqrt(TRADING_DAYS)
+    gained = float(ahead.mean()) * TRADING_DAYS
+    return {
+        "alpha": float(returns.mean() - beta * benchmark.mean()) * TRADING_DAYS, "beta": float(beta),
+        "correlation": float(shared / math.sqrt(variance * other)) if variance * other > 0 else math.nan,
+        "active_return": gained, "tracking_error": error, "information_ratio": gained / error if error > 0 else math.nan,
+    }  # fmt: skip

@@ -81,7 +81,7 @@ def participation(
     volume: ArrayLike,  # shares that all traded; 0 or NaN: not known
 ) -> Floats:  # between 0 and 1
     "The share of the volume that is ours; all of it where the volume is not known."
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         share = np.divide(np.asarray(qty, float), np.asarray(volume, float))
     return np.where(np.isfinite(share), np.clip(share, 0.0, 1.0), (np.asarray(qty) > 0).astype(float))
 
