@@ -316,5 +316,5 @@ def reference_price(
     ratio: float = 1.0,  # new shares per old of the splits on the trade date
 ) -> Decimal | None:  # USD per share of the trade date, to a millionth; None where there is no usable price
     "The last close in the trade date's shares."
-    price = close / ratio
+    price = float(close) / float(ratio)
     return Decimal(repr(round(price, 6))) if np.isfinite(price) and round(price, 6) > 0 else None
