@@ -346,7 +346,7 @@ class Trials:
         if self.count <= 1:
             return 0.0
         best, next_best = _quantile(1 - 1 / self.count), _quantile(1 - 1 / (self.count * math.e))
-        return math.sqrt(self.variance) * ((1 - np.euler_gamma) * best + np.euler_gamma * next_best)
+        return math.sqrt(self.variance) * max((1 - np.euler_gamma) * best + np.euler_gamma * next_best, 0.0)
 
 # %% ../../nbs/models/04_inference.ipynb #13c47f87
 @dataclass(frozen=True)
@@ -357,9 +357,6 @@ class Deflated:
     sharpe: float  # annualised, as found
     hurdle: float  # annualised, what the best of the trials would show by luck
     trials: float  # independent ones
-
-    def __float__(self) -> float:
-        return self.probability
 
     def __repr__(self) -> str:
         return f"deflated Sharpe ratio {self.probability:.4f}: {self.sharpe:.2f} found, {self.hurdle:.2f} is what the best of {self.trials:.4g} trials shows by luck"
@@ -392,7 +389,13 @@ def plot_hurdle(
         )
         axes.axhline(deflated.sharpe, color=PALETTE["blue"], label=f"found: {deflated.sharpe:.2f}")
         axes.plot([deflated.trials], [deflated.hurdle], "o", color=PALETTE["red"])
-        axes.set(xscale="log", xlabel="independent trials", ylabel="Sharpe ratio, annualised", ylim=(0, None))
+        axes.set(
+            xscale="log",
+            xlabel="independent trials",
+            ylabel="Sharpe ratio, annualised",
+            ylim=(0, 1.1 * max(deflated.sharpe, 0.1)),
+        )
+        axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
         axes.legend(loc="lower right")
     return figure
 

@@ -280,7 +280,8 @@ def plot_monthly(
     tints = LinearSegmentedColormap.from_list("signed", [PALETTE["red"], "white", PALETTE["green"]])
     with style():
         figure, axes = canvas(0.6 + 0.32 * len(table))
-        axes.imshow(cells, cmap=tints, vmin=-1.6 * bound, vmax=1.6 * bound, aspect="auto")
+        shade = cells / np.array([bound] * 12 + [max(float(np.nanmax(np.abs(cells[:, 12]))), 1e-9)])
+        axes.imshow(shade, cmap=tints, vmin=-1.6, vmax=1.6, aspect="auto")
         for (row, column), value in np.ndenumerate(cells):
             if np.isfinite(value):
                 weight = "bold" if column == 12 else "normal"
