@@ -71,21 +71,21 @@ def test_a_loaded_model_predicts_from_the_features_it_brings(own, market):
 def test_a_model_whose_engine_computes_other_values_today_is_refused(own, monkeypatch):
     _, registry, version, _ = own
     monkeypatch.setattr(sets, "SEMANTICS", "other bits")
-    with pytest.raises(ModelError, match=r"feature set reversal hashed to .* train again"):
+    with pytest.raises(ModelError, match=r"feature hash: found .* by this code, expected .* as trained; train again"):
         registry.load(version)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace("Ref($close,1)", "Ref($close,2)"), "feature set reversal hashed to"),
-        (lambda text: text.replace("Std", "Stdd"), "definition of its features cannot be read .*unknown operator Stdd"),
-        (lambda text: "{}", "definition of its features cannot be read"),
+        (lambda text: text.replace("Ref($close,1)", "Ref($close,2)"), "feature hash: found"),
+        (lambda text: text.replace("Std", "Stdd"), "features: found .*unknown operator Stdd"),
+        (lambda text: "{}", "features: found no feature set in this text"),
         (
             lambda text: text.replace("reversal", "momentum"),
-            "registered with feature set reversal, stored with momentum",
+            "feature set: found momentum, expected reversal as registered",
         ),
-        (None, "definition of its features cannot be read"),
+        (None, "features: found FileNotFoundError"),
     ],
 )
 def test_a_definition_that_was_touched_is_refused(own, change, message):
