@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -28,9 +30,10 @@ if TYPE_CHECKING:
     import xgboost
 
 # %% auto #0
-__all__ = ['FIXED', 'BLOCK', 'Samples', 'check', 'Fitted', 'Regressor', 'inputs', 'ranking', 'Trees', 'LightGBM', 'LightGBMModel',
-           'Ridge', 'blockwise', 'moments', 'standardised', 'solved', 'RidgeModel', 'XGBoost', 'XGBoostModel',
-           'Ensemble', 'EnsembleModel', 'load_fitted', 'fingerprint', 'folder_digest', 'Served']
+__all__ = ['FIXED', 'BLOCK', 'BLAS', 'Samples', 'check', 'check_targets', 'check_features', 'Fitted', 'Regressor', 'inputs',
+           'ranking', 'Trees', 'LightGBM', 'LightGBMModel', 'Bins', 'binned', 'Ridge', 'one_blas_thread', 'blockwise',
+           'moments', 'standardised', 'solved', 'RidgeModel', 'XGBoost', 'XGBoostModel', 'Ensemble', 'EnsembleModel',
+           'load_fitted', 'fingerprint', 'folder_digest', 'Served']
 
 # %% ../../nbs/models/06_regressors.ipynb #81b49ef8
 @dataclass(frozen=True, eq=False)
@@ -55,19 +58,32 @@ class Samples:
 # %% ../../nbs/models/06_regressors.ipynb #4bcc24a3
 def check(train: Samples, valid: Samples) -> None:
     "Refuse what nothing can be learnt from: raises `InputError`."
+    check_targets(train.y, valid.y)
+    check_features(train.x, train.names)
+    for part in (train, valid):
+        if part.weight is not None and not (np.isfinite(part.weight) & (part.weight > 0)).all():
+            raise InputError("a sample weighs nothing or less: expected finite weights above 0")
+
+
+def check_targets(
+    train: NDArray[np.floating],  # (rows,) targets
+    valid: NDArray[np.floating],
+) -> None:
+    "Refuse targets that teach nothing: raises `InputError`."
     if not len(valid):
         raise InputError("no sample to validate on: expected rows with a bar and a label in the validation window")
-    if len(train) < 2 or np.ptp(train.y) == 0:
+    if len(train) < 2 or np.ptp(train) == 0:
         raise InputError(
             f"{len(train)} samples to train on, whose targets are all the same: expected different ones, or there is nothing to learn"
         )
-    if not any(np.isfinite(train.x[:, j]).any() for j in range(train.x.shape[1])):
-        raise InputError(f"none of the {len(train.names)} features has a value in the {len(train)} samples to train on")
-    for name, part in {"train": train, "validate": valid}.items():
-        if not np.isfinite(part.y).all():
-            raise InputError(f"a sample to {name} on has no target: leave rows without a known label out")
-        if part.weight is not None and not (np.isfinite(part.weight) & (part.weight > 0)).all():
-            raise InputError(f"a sample to {name} on weighs nothing or less: expected finite weights above 0")
+    if not (np.isfinite(train).all() and np.isfinite(valid).all()):
+        raise InputError("a sample has no target: leave rows without a known label out")
+
+
+def check_features(x: NDArray[np.float32], names: Sequence[str]) -> None:
+    "Refuse rows of which nothing is known: raises `InputError`."
+    if not any(np.isfinite(column).any() for column in x.T):
+        raise InputError(f"none of the {len(names)} features has a value in {len(x)} samples to train on")
 
 # %% ../../nbs/models/06_regressors.ipynb #d36b5502
 class Fitted(Protocol):
@@ -190,9 +206,17 @@ class LightGBM(Trees):
         import lightgbm
 
         check(train, valid)
-        binned = self.params(0, threads)
-        x = lightgbm.Dataset(train.x, train.y, weight=train.weight, feature_name=list(train.names), params=binned)
-        other = lightgbm.Dataset(valid.x, valid.y, weight=valid.weight, reference=x, params=binned)
+        told = self.params(0, threads)
+        x = lightgbm.Dataset(train.x, train.y, weight=train.weight, feature_name=list(train.names), params=told)
+        other = lightgbm.Dataset(valid.x, valid.y, weight=valid.weight, reference=x, params=told)
+        return self.grown(x, other, seeds, threads)
+
+    def grown(
+        self, x: lightgbm.Dataset, other: lightgbm.Dataset, seeds: Sequence[int], threads: int
+    ) -> Iterator[LightGBMModel]:
+        "A model for each seed from samples in bins."
+        import lightgbm
+
         for seed in seeds:
             stop = lightgbm.early_stopping(self.early_stopping, verbose=False)
             grown = lightgbm.train(
@@ -255,6 +279,58 @@ def _written(folder: Path, name: str, text: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
+# %% ../../nbs/models/06_regressors.ipynb #112e23e4
+@dataclass(frozen=True, eq=False)
+class Bins:
+    "Rows in LightGBM's bins, from which windows are taken."
+
+    recipe: LightGBM
+    dataset: lightgbm.Dataset = field(repr=False)
+    rows: int
+
+    def window(
+        self,
+        rows: slice,
+        y: NDArray[np.floating],  # (rows of the window,)
+        weight: NDArray[np.float32] | None = None,
+    ) -> lightgbm.Dataset:
+        "Some rows with their targets, to train or to validate on; the bins are copied, a byte for each value."
+        chosen: Any = np.arange(rows.start, rows.stop)
+        part = self.dataset.subset(chosen, params=self.recipe.params(0, 1)).construct()
+        part.set_label(y)
+        return part.set_weight(weight) if weight is not None else part
+
+
+def binned(
+    recipe: LightGBM,
+    borders: NDArray[np.float32],  # (rows, features) of the window that the borders are found in
+    parts: Sequence[
+        tuple[int, Callable[[], NDArray[np.float32]]]
+    ],  # rows of each part, and what gives them when it is their turn
+    names: Sequence[str],
+    threads: int,
+) -> Bins:
+    "Sort the rows of all parts, one part in memory at a time; raises `InputError` when no feature has a value."
+    import lightgbm
+
+    class Part(lightgbm.Sequence):
+        def __init__(self, rows: int, values: Callable[[], NDArray[np.float32]]):
+            self.batch_size, self.values = rows, values
+
+        def __len__(self) -> int:
+            return self.batch_size
+
+        def __getitem__(self, rows: Any) -> NDArray[np.float32]:
+            return self.values()[rows]
+
+    check_features(borders, names)
+    recipe = replace(recipe, also=(*recipe.also, ("feature_pre_filter", False)))
+    told = recipe.params(0, threads)
+    found = lightgbm.Dataset(borders, np.zeros(len(borders)), feature_name=list(names), params=told).construct()
+    rows = sum(count for count, _ in parts)
+    every = lightgbm.Dataset([Part(*part) for part in parts if part[0]], reference=found, params=told)
+    return Bins(recipe, every.construct(), rows)
+
 # %% ../../nbs/models/06_regressors.ipynb #bac7f06d
 BLOCK = 8_192  # rows whose products are added up at a time
 
@@ -269,6 +345,11 @@ class Ridge:
     def fit(self, train: Samples, valid: Samples, seed: int, threads: int) -> RidgeModel:
         "Solve; nothing is drawn and nothing is stopped, so neither the seed nor the values of `valid` change anything."
         check(train, valid)
+        with one_blas_thread():
+            return self.line(train, threads)
+
+    def line(self, train: Samples, threads: int) -> RidgeModel:
+        "The solution for samples that teach something."
         weight = np.ones(len(train)) if train.weight is None else train.weight.astype(np.float64)
         mean, std = moments(train.x, weight, threads)
         slopes, centre, expected = solved(
@@ -282,17 +363,23 @@ class Ridge:
         return (model for _ in seeds)
 
 # %% ../../nbs/models/06_regressors.ipynb #027c87d6
-def blockwise(work: Any, rows: int, threads: int) -> Any:
-    "The sum over blocks of rows of what `work(slice)` gives, in order; the linear algebra below it keeps to one thread."
+BLAS = Lock()  # the number of its threads belongs to the process
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    "Linear algebra on one thread, whose sums come in the same order on any machine's number of cores."
     from threadpoolctl import threadpool_limits
 
+    with BLAS, threadpool_limits(1, "blas"):
+        yield
+
+
+def blockwise(work: Callable[[slice], NDArray[np.float64]], rows: int, threads: int) -> NDArray[np.float64]:
+    "The sum over blocks of rows of what `work` gives, in the order of the blocks."
     parts = [slice(at, min(at + BLOCK, rows)) for at in range(0, rows, BLOCK)]
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        found = pool.map(work, parts)
-        total = next(found)
-        for part in found:
-            total = total + part
-    return total
+    with ThreadPoolExecutor(threads) as pool:
+        return reduce(np.add, pool.map(work, parts))
 
 
 def moments(
@@ -343,7 +430,8 @@ def solved(
         return np.column_stack([weighted.T @ z, weighted.T @ (y[rows] - expected)])
 
     sums = blockwise(products, len(train), threads)
-    return np.linalg.solve(sums[:, :-1] + alpha * all_of_it * np.eye(len(centre)), sums[:, -1]), centre, expected
+    slopes = np.linalg.solve(sums[:, :-1] + alpha * all_of_it * np.eye(len(centre)), sums[:, -1])
+    return np.asarray(slopes, np.float64), centre, expected
 
 # %% ../../nbs/models/06_regressors.ipynb #f637d18b
 @dataclass(frozen=True, eq=False)

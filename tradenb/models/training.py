@@ -5,9 +5,12 @@
 # %% ../../nbs/models/07_training.ipynb #bae78427
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
+from functools import partial
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,6 +26,7 @@ from ..features.sets import FeatureSet
 from . import metrics
 from .drift import Reference, reference
 from tradenb.models.regressors import (
+    Bins,
     Ensemble,
     EnsembleModel,
     Fitted,
@@ -32,6 +36,8 @@ from tradenb.models.regressors import (
     Samples,
     Trees,
     XGBoost,
+    binned,
+    check_targets,
 )
 from .splits import Fold, WalkForward, Window, folds, latest
 
@@ -41,9 +47,10 @@ if TYPE_CHECKING:
     from tradenb.core.settings import Settings
 
 # %% auto #0
-__all__ = ['Target', 'SHAP_ROWS', 'Progress', 'TrainingConfig', 'training_config', 'learnt', 'rows_of', 'recency', 'samples',
-           'fit', 'predict', 'plot_importance', 'newest', 'shap', 'Golden', 'TrainingResult', 'in_words', 'Task',
-           'prepared', 'train', 'Steps', 'retrain_due']
+__all__ = ['Target', 'SHAP_ROWS', 'Progress', 'BORDER_ROWS', 'PART', 'Fit', 'TrainingConfig', 'training_config', 'learnt',
+           'rows_of', 'recency', 'wanted', 'targets', 'samples', 'fit', 'predict', 'plot_importance', 'newest', 'shap',
+           'Golden', 'TrainingResult', 'in_words', 'Task', 'prepared', 'sharing', 'evenly', 'fits_of', 'Steps',
+           'walked', 'train', 'retrain_due']
 
 # %% ../../nbs/models/07_training.ipynb #553266de
 Target = Literal["rank", "zscore", "return"]
@@ -71,7 +78,10 @@ class TrainingConfig:
     lambda_l1: float = 0.0
     lambda_l2: float = 10.0
     ridge_alpha: float = 0.01  # penalty of the ridge, per sample
-    threads: int = 2
+    share_bins: bool = (
+        True  # LightGBM: overlapping folds sort their rows into the bins of the first; False: each into its own
+    )
+    threads: int = 2  # fits at a time; changes no bit
     seed: int = 7
     top_n: int = 20  # groups that the long-short metrics hold
     bottom_n: int = 20
@@ -146,7 +156,7 @@ def rows_of(
         at += names.size
     return out
 
-# %% ../../nbs/models/07_training.ipynb #9dddd63b
+# %% ../../nbs/models/07_training.ipynb #c0faab01
 def recency(
     mask: NDArray[np.bool_],  # (symbols, sessions) rows wanted
     window: Window,
@@ -159,6 +169,24 @@ def recency(
     return np.repeat(0.5 ** (age / half_life), mask[:, window.slice].sum(axis=0)).astype(np.float32)
 
 
+def wanted(
+    block: FeatureBlock,
+    target: NDArray[np.float32],  # (symbols, sessions), NaN unknown
+    windows: Sequence[Window],
+) -> NDArray[np.bool_]:  # (symbols, sessions)
+    "The rows that teach or stop: a bar and a label; raises `InputError` for a window without one."
+    mask = block.traded & np.isfinite(target)
+    for window in windows:
+        if not mask[:, window.slice].any():
+            raise InputError(f"no sample with a bar and a label among sessions {window}: {len(block.symbols)} symbols")
+    return mask
+
+
+def targets(target: NDArray[np.float32], mask: NDArray[np.bool_], window: Window) -> NDArray[np.float32]:  # (rows,)
+    "What is learnt in a window, in the order of its rows."
+    return target[:, window.slice].T[mask[:, window.slice].T]
+
+
 def samples(
     block: FeatureBlock,
     target: NDArray[np.float32],  # (symbols, sessions), NaN unknown
@@ -166,12 +194,9 @@ def samples(
     half_life: int = 0,
 ) -> Samples:
     "What can be learnt in a window; raises `InputError` when there is nothing."
-    mask = block.traded & np.isfinite(target)
-    if not mask[:, window.slice].any():
-        raise InputError(f"no sample with a bar and a label among sessions {window}: {len(block.symbols)} symbols")
-    known = mask[:, window.slice].T
+    mask = wanted(block, target, (window,))
     return Samples(
-        rows_of(block, mask, window), target[:, window.slice].T[known], block.names, recency(mask, window, half_life)
+        rows_of(block, mask, window), targets(target, mask, window), block.names, recency(mask, window, half_life)
     )
 
 # %% ../../nbs/models/07_training.ipynb #a827822d
@@ -180,16 +205,10 @@ def fit(
     target: NDArray[np.float32],  # (symbols, sessions) what is learnt
     fold: Fold,
     config: TrainingConfig,
-    ready: Callable[[Fitted], None] | None = None,  # called for each model of an ensemble, or once
 ) -> Fitted:
-    "Raises `InputError` when a window has no sample, or none that teaches anything."
+    "One model, or one ensemble; raises `InputError` when a window has no sample, or none that teaches anything."
     train, valid = samples(block, target, fold.train, config.half_life_sessions), samples(block, target, fold.valid)
-    members = []
-    for member in config.recipe().fits(train, valid, config.member_seeds(), config.threads):
-        members.append(member)
-        if ready:
-            ready(member)
-    return members[0] if config.seeds == 1 else EnsembleModel(tuple(members))
+    return config.regressor().fit(train, valid, config.seed, threads=1)
 
 # %% ../../nbs/models/07_training.ipynb #3411466f
 def predict(
@@ -325,7 +344,100 @@ def prepared(
         block, returns = replace(block, traded=block.traded & eligible), np.where(eligible, returns, np.nan)
     return Task(block, returns, learnt(returns, config.target), config, tuple(plan), final)
 
-# %% ../../nbs/models/07_training.ipynb #c0faab01
+# %% ../../nbs/models/07_training.ipynb #9dddd63b
+BORDER_ROWS = 50_000  # rows, evenly over a training window, that the borders of bins are found in: 200 for each of 255
+PART = 21  # sessions in memory as rows at a time
+
+
+def sharing(
+    plan: Sequence[Fold],
+) -> list[list[Fold]]:  # in order
+    "Folds whose training window ends less than one window after the first one's."
+    out: list[list[Fold]] = []
+    for fold in plan:
+        if out and fold.train.stop - out[-1][0].train.stop < len(out[-1][0].train):
+            out[-1].append(fold)
+        else:
+            out.append([fold])
+    return out
+
+
+def evenly(
+    mask: NDArray[np.bool_],  # (symbols, sessions)
+    window: Window,
+    rows: int,  # at most
+) -> NDArray[np.bool_]:  # (symbols, sessions)
+    "Some of the wanted rows of a window, evenly over it."
+    inside = np.zeros(mask.T.shape, bool)
+    inside[window.slice] = mask.T[window.slice]
+    found = np.flatnonzero(inside)
+    out = np.zeros(mask.size, bool)
+    out[found[:: max(1, -(-found.size // rows))]] = True
+    return out.reshape(mask.T.shape).T
+
+# %% ../../nbs/models/07_training.ipynb #83e9f62f
+Fit = Callable[[int], Fitted]  # seed → model
+
+
+def fits_of(task: Task, group: Sequence[Fold]) -> list[Fit]:
+    "What fits each of these folds with a seed; LightGBM's rows are sorted here, once for all of them."
+    config, recipe = task.config, task.config.recipe()
+    if not (isinstance(recipe, LightGBM) and config.share_bins):
+        return [partial(_fit_rows, task, fold) for fold in group]
+    span = Window(min(f.train.start for f in group), max(f.valid.stop for f in group))
+    mask = wanted(task.block, task.target, [w for f in group for w in (f.train, f.valid)])
+    borders = rows_of(task.block, evenly(mask, group[0].train, BORDER_ROWS), group[0].train)
+    ends = [*range(span.start, span.stop, PART), span.stop]
+    parts = [(int(mask[:, a:b].sum()), partial(rows_of, task.block, mask, Window(a, b))) for a, b in pairwise(ends)]
+    bins = binned(recipe, borders, parts, task.block.names, config.threads)
+    return [partial(_fit_bins, task, fold, bins, mask, span.start) for fold in group]
+
+
+def _fit_rows(task: Task, fold: Fold, seed: int) -> Fitted:
+    train = samples(task.block, task.target, fold.train, task.config.half_life_sessions)
+    return task.config.recipe().fit(train, samples(task.block, task.target, fold.valid), seed, threads=1)
+
+
+def _fit_bins(task: Task, fold: Fold, bins: Bins, mask: NDArray[np.bool_], start: int, seed: int) -> Fitted:
+    place = lambda session: int(mask[:, start:session].sum())
+    train, valid = (slice(place(w.start), place(w.stop)) for w in (fold.train, fold.valid))
+    y, other = (targets(task.target, mask, w) for w in (fold.train, fold.valid))
+    check_targets(y, other)
+    weight = recency(mask, fold.train, task.config.half_life_sessions)
+    sets = bins.window(train, y, weight), bins.window(valid, other)
+    return next(bins.recipe.grown(*sets, seeds=(seed,), threads=1))
+
+# %% ../../nbs/models/07_training.ipynb #f2ca8202
+@dataclass
+class Steps:
+    "How far a training is: one step for each fit."
+
+    heard: Progress
+    of: int
+    done: int = 0
+
+    def tell(self, what: str, step: int = 1) -> None:
+        "Say what was done."
+        self.done += step
+        self.heard(self.done, self.of, what)
+
+
+def walked(task: Task, steps: Steps) -> Iterator[tuple[Fold, Fitted]]:
+    "Each fold with its model, the production model last."
+    seeds, count = task.config.member_seeds(), len(task.plan)
+    with ThreadPoolExecutor(task.config.threads) as pool:
+        for group in [*sharing(task.plan), [task.final]]:
+            fits = fits_of(task, group)
+            ready = pool.map(lambda job: job[0](job[1]), [(fit_one, seed) for fit_one in fits for seed in seeds])
+            for fold in group:
+                members = [next(ready)]
+                where = f"fold {fold.number} of {count}" if fold.number else "production model"
+                for n, model in enumerate(islice(ready, len(seeds) - 1), 1):
+                    steps.tell(f"{where}: model {n} of {len(seeds)}, {in_words(members[-1])}")
+                    members.append(model)
+                yield fold, members[0] if task.config.seeds == 1 else EnsembleModel(tuple(members))
+
+# %% ../../nbs/models/07_training.ipynb #8b14ebad
 def train(
     panel: Panel,
     fset: FeatureSet,
@@ -338,47 +450,17 @@ def train(
     count = len(folds(config.walk, len(panel.dates)))
     steps = Steps(progress or (lambda done, of, what: None), (count + 1) * config.seeds)
     fset.require_causal()
-    steps.tell(f"computing {len(fset.names)} features")
+    steps.tell(f"computing {len(fset.names)} features", step=0)
     task, parts, rows = prepared(panel, fset, config, eligible, features), [], []
-    for fold in task.plan:
-        model = fit(task.block, task.target, fold, config, steps.member(f"fold {fold.number} of {count}"))
-        parts.append(predict(model, task.block, task.returns, fold))
-        rows.append(_fold_row(task, fold, model, parts[-1]))
-        steps.fitted(f"fold {fold.number} of {count}: rank IC {rows[-1]['rank_ic']:.4f}, {in_words(model)}")
-    model = fit(task.block, task.target, task.final, config, steps.member("production model"))
-    steps.fitted(f"production model: {in_words(model)}")
+    for fold, model in walked(task, steps):
+        if fold.number:
+            parts.append(predict(model, task.block, task.returns, fold))
+            rows.append(_fold_row(task, fold, model, parts[-1]))
+            steps.tell(f"fold {fold.number} of {count}: rank IC {rows[-1]['rank_ic']:.4f}, {in_words(model)}")
+    steps.tell(f"production model: {in_words(model)}")
     return _result(task, model, pl.concat(parts), rows, fset)
 
-# %% ../../nbs/models/07_training.ipynb #f2ca8202
-@dataclass
-class Steps:
-    "How far a training is: one step for each fit."
-
-    heard: Progress
-    of: int
-    done: int = 0
-
-    def tell(self, what: str) -> None:
-        "Say something without a step."
-        self.heard(self.done, self.of, what)
-
-    def fitted(self, what: str) -> None:
-        "The last model of a fold is ready, and judged."
-        self.done += 1
-        self.tell(what)
-
-    def member(self, where: str) -> Callable[[Fitted], None]:
-        "What hears of each model of one fold; the last one waits for its judgement."
-        ready: list[Fitted] = []
-
-        def hear(model: Fitted) -> None:
-            if ready:
-                self.fitted(f"{where}: {len(ready)} models, the last with {in_words(ready[-1])}")
-            ready.append(model)
-
-        return hear
-
-# %% ../../nbs/models/07_training.ipynb #83e9f62f
+# %% ../../nbs/models/07_training.ipynb #ea2a68c4
 def _fold_row(task: Task, fold: Fold, model: Fitted, predictions: pl.DataFrame) -> dict[str, Any]:
     spans = {
         f"{name}_{edge}": day
@@ -399,9 +481,8 @@ def _result(
     daily = metrics.ic(predictions).join(metrics.rank_ic(predictions).drop("names"), on="date")
     seen = block.dates[task.final.valid.label_end(config.walk.horizon)].item()
     x = rows_of(block, newest(block.traded, config.golden_rows), whole)
-    spread = reference(
-        block.names, rows_of(block, block.traded, task.final.train), predictions["prediction"].to_numpy()
-    )
+    some = rows_of(block, evenly(block.traded, task.final.train, BORDER_ROWS), task.final.train)
+    spread = reference(block.names, some, predictions["prediction"].to_numpy())
     return TrainingResult(
         model, predictions, _judge(predictions, config), pl.DataFrame(rows),
         daily.select("date", "ic", "rank_ic", "names").sort("date"), model.importance(),
