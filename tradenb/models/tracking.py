@@ -530,13 +530,13 @@ def record(tracking: Tracking, run_id: str) -> TrainingRecord:
         tables = {path.stem: pl.read_parquet(path) for path in sorted(folder.glob("*.parquet"))}
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ModelError(f"the tables of run {run_id} cannot be read: {one_line(error)}") from error
-        return TrainingRecord(
-            run_id,
-            MappingProxyType(run.data.params),
-            overall(run),
-            MappingProxyType(run.data.tags),
-            MappingProxyType(tables),
-        )
+    return TrainingRecord(
+        run_id,
+        MappingProxyType(run.data.params),
+        overall(run),
+        MappingProxyType(run.data.tags),
+        MappingProxyType(tables),
+    )
 
 
 def overall(run: Run) -> dict[str, float]:
