@@ -1,10 +1,12 @@
 "Metrics equal independent implementations, missing labels and ties included."
 
 import math
+import warnings
 from datetime import date, timedelta
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tradenb.models import metrics as m
+from tradenb.models.inference import newey_west
 
 
 def frame(prediction, label):
@@ -94,3 +97,123 @@ def test_rank_metrics_do_not_change_under_a_monotone_rescaling(scale, shift):
     prediction, label = market(3)
     before, after = (m.rank_ic(frame(p, label))["rank_ic"] for p in (prediction, prediction * scale + shift))
     assert np.allclose(before, after)
+
+
+def alphalens_frame(prediction, label, quantiles=5):
+    days, names = prediction.shape
+    index = pd.MultiIndex.from_product(
+        [pd.date_range("2024-01-01", periods=days), [f"S{i:03d}" for i in range(names)]], names=["date", "asset"]
+    )
+    data = pd.DataFrame({"1D": label.ravel(), "factor": prediction.ravel()}, index=index)
+    cut = lambda x: pd.qcut(x, quantiles, labels=False) + 1
+    return data.assign(factor_quantile=data.groupby(level="date")["factor"].transform(cut).astype(int))
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=5, deadline=None)
+def test_alphalens_agrees_on_coefficients_quantiles_turnover_and_autocorrelation(seed):
+    prediction, label = market(seed, days=12, names=20, missing=0)
+    prediction = prediction.cumsum(axis=0)
+    ours, theirs = frame(prediction, label), alphalens_frame(prediction, label)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from alphalens import performance as a
+
+        coefficients = a.factor_information_coefficient(theirs)["1D"]
+        returns = a.mean_return_by_quantile(theirs, by_date=True, demeaned=False)[0]["1D"]
+        autocorrelation = [a.factor_rank_autocorrelation(theirs, lag).dropna() for lag in (1, 3)]
+        turned = {q: a.quantile_turnover(theirs["factor_quantile"], q).dropna() for q in (1, 5)}
+    assert np.allclose(m.rank_ic(ours)["rank_ic"], coefficients)
+    assert np.allclose(m.quantile_series(ours).sort("quantile", "date")["label"], returns)
+    for lag, expected in zip((1, 3), autocorrelation, strict=True):
+        assert np.allclose(m.rank_autocorrelation(ours, lag)["autocorrelation"], expected)
+    for q, expected in turned.items():
+        assert np.allclose(m.quantile_turnover(ours).filter(pl.col("quantile") == q)["turnover"], expected)
+
+
+def aged_by_hand(prediction, label, n):
+    late, held = [], []
+    for t in range(len(label) - n + 1):
+        window = label[t : t + n]
+        ok = np.isfinite(prediction[t]) & np.isfinite(window).all(axis=0) & np.isfinite(label[t])
+        ok &= np.isfinite(label[t + n - 1])
+        if ok.sum() > 1:
+            late.append(stats.spearmanr(prediction[t][ok], window[-1][ok])[0])
+            held.append(stats.spearmanr(prediction[t][ok], (1 + window[:, ok]).prod(axis=0))[0])
+    return late, held
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.15]))
+@settings(max_examples=8, deadline=None)
+def test_decay_equals_a_loop_over_sessions(seed, missing):
+    prediction, label = market(seed, days=25, names=12, missing=missing)
+    table = m.decay(frame(prediction, label), horizons=[1, 2, 5])
+    for row in table.iter_rows(named=True):
+        late, held = aged_by_hand(prediction, label, row["sessions"])
+        assert row["late"] == pytest.approx(np.mean(late), abs=1e-12)
+        assert row["held"] == pytest.approx(np.mean(held), abs=1e-12)
+        assert row["late_low"] < row["late"] < row["late_high"]
+
+
+def test_decay_takes_labels_of_one_session_from_elsewhere():
+    prediction, label = market(4, days=25, names=12, missing=0)
+    weekly = frame(prediction, label).with_columns(label=pl.lit(9.9))
+    labels = frame(prediction, label).select("date", "symbol", "label")
+    assert m.decay(weekly, [1, 3], labels).equals(m.decay(frame(prediction, label), [1, 3]))
+
+
+def test_a_label_of_minus_one_hundred_per_cent_spoils_no_other_window():
+    prediction, label = market(4, days=12, names=6, missing=0)
+    label[5, 2] = -1.0
+    table = m.decay(frame(prediction, label), [3])
+    _, held = aged_by_hand(prediction, label, 3)
+    assert table["held"][0] == pytest.approx(np.mean(held))
+
+
+def test_the_interval_of_the_summary_is_newey_wests_with_the_labels_overlap():
+    prediction, label = market(7, days=60)
+    ours = frame(prediction, label)
+    for horizon in (1, 5):
+        found = newey_west(m.rank_ic(ours)["rank_ic"], horizon=horizon)
+        figures = m.summary(ours, 4, 4, horizon)
+        assert (figures["rank_ic_low"], figures["rank_ic_high"]) == (found.low, found.high)
+        assert m.information(m.rank_ic(ours), horizon)["low"].to_list() == [found.low]
+
+
+def test_predictions_of_noise_have_an_interval_that_holds_zero_nineteen_times_in_twenty():
+    covered = []
+    for seed in range(100):
+        prediction, label = market(seed, days=60, names=15, missing=0)
+        figures = m.summary(frame(prediction, label - 0.001 * prediction), 3, 3)
+        covered.append(figures["rank_ic_low"] <= 0 <= figures["rank_ic_high"])
+    assert np.mean(covered) >= 0.9
+
+
+def test_quantile_errors_know_that_labels_overlap():
+    rng = np.random.default_rng(3)
+    noise = rng.normal(0, 0.01, (304, 10)) + rng.normal(0, 0.01, (304, 1))
+    label = np.lib.stride_tricks.sliding_window_view(noise, 5, axis=0).sum(axis=2)
+    ours = frame(rng.standard_normal((300, 10)), label)
+    naive = m.quantile_series(ours, 2).filter(pl.col("quantile") == 1)["label"].std() / math.sqrt(300)
+    assert m.quantile_returns(ours, 2, horizon=5)["error"][0] > 1.5 * naive
+
+
+def test_every_name_stands_in_one_quantile_and_names_without_a_prediction_in_none():
+    prediction, label = market(2, days=3, names=11, ties=True)
+    prediction[1, 4] = np.nan
+    placed = m.in_quantiles(frame(prediction, label), 4)
+    assert len(placed) == 32
+    sizes = placed.group_by("date", "quantile").len()["len"]
+    assert sizes.max() - sizes.min() <= 1
+    first = placed.filter(pl.col("date") == date(2024, 1, 1)).sort("prediction", "symbol")
+    assert first["quantile"].is_sorted()
+
+
+def test_charts_of_single_sessions_and_gaps_are_drawn():
+    prediction, label = market(1, days=70, names=8)
+    prediction[10] = 1.0
+    ours = frame(prediction, label)
+    daily = m.ic(ours).join(m.rank_ic(ours).drop("names"), on="date")
+    figures = [m.plot_ic(daily, window=20), m.plot_by_month(daily, "ic"), m.plot_calendar(daily)]
+    figures += [m.plot_quantiles(m.quantile_returns(ours.head(8))), m.plot_quantile_growth(ours, 3)]
+    assert all(f.axes[0].has_data() for f in [*figures, m.plot_decay(m.decay(ours, [1, 2]))])
