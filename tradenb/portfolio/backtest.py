@@ -54,6 +54,9 @@ class Plan:
     fractional: bool = False  # fractions of a share for long positions
     max_volume_share: float = 0.10  # a day's orders fill up to this share of the name's volume; 0: all fill
     risk_sessions: int = 120  # of returns that a constructor is given
+    sized_at: Literal["last_close", "fill"] = (
+        "last_close"  # "fill" knows the auction's price when it sizes, which nobody does: to compare with systems that assume it
+    )
 
     def __post_init__(self) -> None:
         if self.price not in ("close", "open"):
@@ -87,7 +90,7 @@ class Plan:
 def _configured(settings: Settings) -> Constructor:
     from tradenb.portfolio.constructors import constructor
 
-    return constructor(settings.portfolio)
+    return constructor(settings.portfolio, settings.costs)
 
 # %% ../../nbs/portfolio/08_backtest.ipynb #59204afb
 CENT, SHARE, MICRO = Decimal("0.01"), Decimal("0.000000001"), Decimal("0.000001")
@@ -185,7 +188,14 @@ class Morning:
 
     def price(self, row: int) -> Decimal | None:
         "The reference price: none without a bar on the day of the prediction."
+        if self.plan.sized_at == "fill":
+            return reference_price(float(self.auction[row]))
         return reference_price(float(self.market.close[row, self.t - 1]), float(self.market.ratio[row, self.t]))
+
+    @property
+    def auction(self) -> Floats:
+        "The prices of the session to come."
+        return (self.market.close if self.plan.price == "close" else self.market.open)[:, self.t]
 
     def value(self, row: int) -> Decimal:
         "What a position is worth; at its last close where there was no bar."
@@ -203,7 +213,8 @@ class Morning:
         held = np.array(
             [held_weight(self.value(r), Decimal(1), self.capital) if r in self.shares else 0.0 for r in rows.tolist()]
         )
-        going = np.isnan(self.market.final[rows, self.t]) & np.isfinite(self.market.close[rows, before])
+        priced = self.auction[rows] if self.plan.sized_at == "fill" else self.market.close[rows, before]
+        going = np.isnan(self.market.final[rows, self.t]) & np.isfinite(priced)
         past = slice(max(0, before + 1 - self.plan.risk_sessions), before + 1)
         liquid = self.plan.limits.max_volume_share or "dollar_volume" in needs
         return Context(
