@@ -13,9 +13,10 @@ from tradenb.portfolio.sizing import size_orders
 from tradenb.trading.orchestrator import (
     FINAL,
     GOOD,
+    Before,
+    book_of,
     intent_of,
     keep_plan,
-    leaving,
     make_plan,
     order_body,
     planning_time,
@@ -23,7 +24,6 @@ from tradenb.trading.orchestrator import (
     reference_prices,
     send_plan,
     settled_time,
-    tradeable,
     verdict,
     wait_until_final,
 )
@@ -150,14 +150,34 @@ def test_prices_that_are_none_are_left_out():
     assert reference_prices(bars, none) == {}
 
 
-def test_names_that_are_delisted_get_no_weight():
-    actions = pl.DataFrame({"symbol": ["N01", "N02"], "kind": ["delisting", "dividend"]})
-    frame = tradeable(weights([0.1] * 12).to_dicts(), leaving(actions))
-    assert frame.filter(pl.col("target_weight") == 0)["symbol"].to_list() == ["N01"]
+def before(prices: dict[str, str], marks: dict[str, str] | None = None, gone: set[str] | None = None) -> Before:
+    exact = {name: Decimal(price) for name, price in prices.items()}
+    older = {name: Decimal(price) for name, price in (marks or {}).items()}
+    return Before(exact, exact | older, dict.fromkeys(exact | older, 1e9), frozenset(gone or ()))
 
 
-def test_no_signal_at_all_is_an_empty_frame():
-    assert tradeable([], set()).is_empty()
+def test_a_name_that_leaves_today_or_was_silent_yesterday_gets_no_order():
+    market = before({"GONE": "10", "GOOD": "20"}, {"SILENT": "5"}, {"GONE"})
+    held = market.held({"SILENT": Decimal(100), "GONE": Decimal(50)}, Decimal(10_000))
+    around = market.context(["GONE", "GOOD"], held)
+    assert dict(zip(around.symbols, around.tradable.tolist(), strict=True)) == {
+        "GONE": False,
+        "GOOD": True,
+        "SILENT": False,
+    }
+    assert dict(zip(around.symbols, around.held.tolist(), strict=True)) == {"GONE": 0.05, "GOOD": 0.0, "SILENT": 0.05}
+
+
+def test_positions_that_the_market_has_no_price_of_have_no_weight():
+    assert before({"A": "10"}).held({"MANUAL": Decimal(3), "A": Decimal(-1)}, Decimal(100)) == {"A": -0.1}
+
+
+def test_the_book_holds_what_was_ranked_and_what_must_stay():
+    signal = {"symbol": "A", "predicted_return": 0.01, "rank": 1, "target_weight": 1.0, "reason": None}
+    stays = {"symbol": "B", "target_weight": -0.2, "reason": "NOT_TRADABLE"}
+    frame = book_of({"signals": [signal], "kept": [stays]})
+    assert frame.rows() == [("A", 0.01, 1, 1.0), ("B", None, None, -0.2)]
+    assert book_of({"signals": [], "kept": []}).is_empty()
 
 
 @pytest.mark.parametrize("day", [date(2024, 1, 8), date(2024, 7, 3), date(2024, 11, 29), date(2024, 3, 11)])

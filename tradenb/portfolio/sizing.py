@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Side', 'FRACTION', 'ONE', 'ZERO', 'Step', 'COLUMNS', 'PlannedOrder', 'target_shares', 'steps', 'reachable',
-           'size_orders']
+           'size_orders', 'plan_orders', 'at_rest']
 
 # %% ../../nbs/portfolio/04_sizing.ipynb #7eea6aee
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_DOWN, Decimal
 from typing import Literal
 
@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from ..core.errors import InputError
+from .weights import Context
 
 # %% ../../nbs/portfolio/04_sizing.ipynb #3f311a09
 Side = Literal["buy", "sell"]
@@ -185,3 +186,39 @@ def _check(weights: pl.DataFrame, prices: Mapping[str, Decimal], capital: Decima
     if not np.isfinite(weights["target_weight"].to_numpy()).all():
         odd = weights.filter(pl.col("target_weight").is_finite().not_().fill_null(True))["symbol"].to_list()
         raise InputError(f"weights that are not finite: {', '.join(odd[:5])}")
+
+# %% ../../nbs/portfolio/04_sizing.ipynb #9982fe8d
+def plan_orders(
+    book: pl.DataFrame,  # symbol, predicted_return, rank, target_weight: within the limits, with a row for each held name that stays
+    cuts: Mapping[str, str],  # symbol → why a limit cut its weight
+    context: Context,  # of the book: held, tradable
+    prices: Mapping[str, Decimal],  # last known price per share
+    positions: Mapping[str, Decimal],  # signed shares held
+    capital: Decimal,  # money that a weight of 1.0 stands for
+    max_position_share: Decimal = ONE,
+    fractional: bool = False,
+) -> list[PlannedOrder]:  # orders in the order to send them, then the skipped names
+    "A day's orders: those of `size_orders` for the names that may move, with the reasons of the limits."
+    resting = at_rest(book, context)
+    moving = book.filter(~pl.col("symbol").is_in(list(resting)))
+    free = {symbol: shares for symbol, shares in positions.items() if symbol not in resting}
+    sized = size_orders(moving, prices, free, capital, max_position_share, fractional)
+    rows = book.filter(pl.col("symbol").is_in(list(resting))).select(COLUMNS).iter_rows()
+    idle = [_stays(resting[row[0]], prices.get(row[0]), positions.get(row[0], ZERO), *row) for row in rows]
+    return [replace(o, reason=f"{o.reason} ({cuts[o.symbol]})") if o.symbol in cuts else o for o in sized + idle]
+
+
+def at_rest(book: pl.DataFrame, context: Context) -> dict[str, str]:
+    "Names that no order is made for: symbol → why."
+    stuck = {
+        s: "skipped: cannot be traded"
+        for s, free in zip(context.symbols, context.tradable.tolist(), strict=True)
+        if not free
+    }
+    held = dict(zip(context.symbols, context.held.tolist(), strict=True))
+    weights = book.select("symbol", "target_weight").iter_rows()
+    return {s: "skipped: stays as it is held" for s, w in weights if w and w == held.get(s)} | stuck
+
+
+def _stays(reason: str, price: Decimal | None, shares: Decimal, symbol: str, predicted: float | None, rank: int | None, weight: float) -> PlannedOrder:  # fmt: skip
+    return PlannedOrder(symbol, 0, None, ZERO, price, predicted, rank, weight, shares, shares, reason)

@@ -6,6 +6,7 @@
 __all__ = ['Client', 'problem_to_error', 'SignalsClient', 'ExecutionClient', 'OrchestratorClient', 'ExchangeClient']
 
 # %% ../../nbs/trading/02_clients.ipynb #8c6fc18f
+from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any
 
@@ -66,9 +67,17 @@ class SignalsClient(Client):
     def __init__(self, url: str, key: str | None = None):
         super().__init__("signals", url, _key(key))
 
-    def generate(self, as_of: date, symbols: list[str] | None, top_n: int, bottom_n: int) -> dict[str, Any]:
-        "`{signals: […], metadata: {…}}` for the universe, or for `symbols`."
-        body = dict(symbols=symbols, as_of_date=str(as_of), top_n=top_n, bottom_n=bottom_n)
+    def generate(
+        self,
+        as_of: date,
+        symbols: list[str] | None,
+        top_n: int,
+        bottom_n: int,
+        held: Mapping[str, float] | None = None,  # symbol → signed share of the capital
+        vintage: Mapping[str, int] | None = None,  # lake table → version; None: the newest
+    ) -> dict[str, Any]:
+        "`{signals: […], kept: […], left_out: […], metadata: {…}}` for the universe, or for `symbols`."
+        body = dict(symbols=symbols, as_of_date=str(as_of), top_n=top_n, bottom_n=bottom_n, held=held, vintage=vintage)
         return self.call("POST", "/api/v1/signals/generate", json=body)
 
     def reload(self) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from ..market.universe import Liquidity, eligible, restricts, survivorship_warni
 from ..models.registry import LoadedModel, ModelCard, Registry, open_registry
 from ..models.training import TrainingResult, retrain_due, train, training_config
 from . import records
+from .orchestrator import ask_signals, before_session, holdings
 from .pnl import AccountDay, SymbolDay, day_pnl, pnl_frame
 from .run import Run
 
@@ -193,8 +194,9 @@ def signals(run: Run) -> Signals:
     "Predictions and target weights for the trade date, from the champion."
     say("asking the signal service")
     run.signals.reload()
-    book = run.settings.portfolio
-    answer = run.signals.generate(run.as_of, run.row.symbols or None, book.top_n, book.bottom_n)
+    vintage, capital = run.row.vintage or run.lake.vintage(), run.row.capital
+    held = before_session(run.lake.at(vintage), run.trade_date).held(holdings(run.execution), capital)
+    answer = ask_signals(run.signals, run.settings.portfolio, run.row, held, vintage)
     frame = pl.DataFrame(answer["signals"], infer_schema_length=None).sort("rank")
     frame.write_parquet(run.folder / "signals.parquet")
     records.learn(run.engine, run.run_id, model_version=str(answer["metadata"]["model_version"]))
