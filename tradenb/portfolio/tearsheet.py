@@ -42,7 +42,7 @@ from tradenb.core.report import (
     tiles,
 )
 from ..models import inference, metrics, performance
-from ..models.inference import Interval
+from ..models.inference import Interval, Trials
 
 if TYPE_CHECKING:
     from tradenb.models.training import TrainingResult
@@ -85,9 +85,9 @@ class Sheet:
 
     book: Backtest
     evidence: Evidence | None = None  # None: predictions from elsewhere
-    trials: Sequence[
-        float
-    ] = ()  # annualised Sharpe ratio, after costs, of every variant that was tried, this one among them; empty: it alone
+    trials: (
+        Trials | Sequence[float]
+    ) = ()  # the annualised Sharpe ratio of every variant that was tried, this one among them; or their number and variance; empty: it alone
     capacity: pl.DataFrame | None = None  # capital, sharpe, annual_return …: the same predictions with more money
     title: str = "Backtest"
     papers: Mapping[str, str] = field(default_factory=dict)  # where it comes from: model, vintage, hashes, seed
@@ -122,14 +122,15 @@ class Judgement:
 
 def judge(
     returns: performance.Series,  # per session, after costs
-    trials: Sequence[float] = (),  # annualised Sharpe ratios of all variants tried, this one among them
+    trials: Trials | Sequence[float] = (),  # annualised Sharpe ratios of all variants tried, this one among them
     draws: int = 2000,  # of the bootstrap
     seed: int = 7,
 ) -> Judgement:
     "Judge a record of returns."
     interval = inference.sharpe_interval(returns, draws=draws, seed=seed)
-    deflated = inference.deflated_sharpe(returns, trials)
-    return Judgement(interval, len(returns), max(1, len(trials)), deflated.hurdle, deflated.probability)
+    search = trials if isinstance(trials, Trials) else Trials.of(trials)
+    deflated = inference.deflated_sharpe(returns, search)
+    return Judgement(interval, len(returns), max(1, round(search.count)), deflated.hurdle, deflated.probability)
 
 # %% ../../nbs/portfolio/09_tearsheet.ipynb #b8c083b8
 def sentences(judged: Judgement, figures: Mapping[str, float]) -> list[str]:
@@ -628,7 +629,7 @@ def sections(sheet: Sheet, judged: Judgement) -> list[Section]:
             )
         )
     parts.append(Section("Costs", "What trading takes, and how much more it could.", tuple(_cost_blocks(sheet))))
-    if len(sheet.trials) > 1:
+    if not isinstance(sheet.trials, Trials) and len(sheet.trials) > 1:
         parts.append(Section("Trials", "How many tickets were bought.", (trials_chart(sheet.trials, judged),)))
     return [*parts, Section("Papers", "Enough to do it again.", (papers(sheet),))]
 
