@@ -18,11 +18,19 @@ from tradenb.features.panel import Panel, random_panel
 from tradenb.market.demo import simulate
 from tradenb.models.metrics import long_short_returns
 from tradenb.portfolio.backtest import Backtest, Plan, backtest
+from tradenb.portfolio.constructors import (
+    BetaNeutral,
+    SectorNeutral,
+    TopkDropout,
+    TurnoverCapped,
+    VolatilityScaled,
+)
 from tradenb.portfolio.costs import Costs
 from tradenb.portfolio.limits import Limits
 from tradenb.portfolio.market import Market, reference_price
+from tradenb.portfolio.optimiser import MeanVariance
 from tradenb.portfolio.sizing import size_orders
-from tradenb.portfolio.weights import LongShort, normalise
+from tradenb.portfolio.weights import LongOnly, LongShort, RankWeighted, normalise
 
 few = settings(max_examples=25)
 COSTLY = Costs(0.005, 1.0, 2.0, 1.0, 1.5, 0.5, 0.02, 0.03)
@@ -479,3 +487,30 @@ def test_a_panel_will_do_as_a_market():
     result = backtest(random_predictions(market, 3, 1.0), market, Plan(LongShort(3, 3), costs=COSTLY))
     assert result.daily.height == 79 and result.interval(draws=50).low < result.interval(draws=50).high
     assert 0 <= result.deflated([0.1, 0.5, 1.0]).probability <= 1
+
+
+# --- every rule ------------------------------------------------------------------------------------------------
+
+RULES = [
+    TopkDropout(4, 1), TopkDropout(4, 1, hold_sessions=3), LongOnly(4), RankWeighted(4, 4), SectorNeutral(4, 4), BetaNeutral(4, 4),
+    VolatilityScaled(4, 4, 0.10), TurnoverCapped(LongShort(4, 4), 0.3), MeanVariance(),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sectors() -> tuple[Market, pl.DataFrame]:
+    demo = simulate(symbols=24, start=date(2020, 1, 2), end=date(2020, 9, 30))
+    market = Market.from_frames(demo.truth, demo.actions, demo.universe)
+    predictions = demo.oracle.rename({"expected": "prediction"}).filter(pl.col("date") >= date(2020, 8, 14))
+    return market, predictions
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
+def test_every_rule_runs_and_sees_nothing_of_the_future(rule, sectors):
+    market, predictions = sectors
+    plan = Plan(rule, costs=COSTLY, limits=Limits(0.5, 3.0, 1.5, 0.2), max_volume_share=0.1)
+    whole = backtest(predictions, market, plan)
+    assert whole.skipped.height < 8 and whole.orders.height > 10  # four names are not always enough for a neutral book
+    day = market.dates[-12].item()
+    short = backtest(predictions.filter(pl.col("date") <= day), market.until(day), plan)
+    assert_frame_equal(short.orders, whole.orders.filter(pl.col("date") <= day), check_exact=True)
