@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from ..core.errors import InputError
 from ..core.report import PALETTE, canvas, style
@@ -288,34 +289,50 @@ def decay(
 ) -> pl.DataFrame:  # sessions n; late, late_low, late_high: rank IC with the n-th session's label; held, …: with the labels of n sessions, compounded
     "How the rank IC depends on the age of a prediction and on the time that it is held (Newey-West, 95 %)."
     made = known(predictions) if labels is None else predictions.filter(pl.col("prediction").is_finite())
-    later = (
-        (predictions if labels is None else labels)
-        .select("date", "symbol", "label")
-        .filter(pl.col("label").is_finite())
-    )
-    rows = [_aged(made, _paths(later, n), n) for n in sorted(set(horizons))]
+    later = predictions if labels is None else labels
+    days, names = (later[c].unique().sort() for c in ("date", "symbol"))
+    scores, returns = _grid(made, "prediction", days, names), _grid(later, "label", days, names)
+    wanted, held, rows = sorted(set(horizons)), np.ones_like(returns), []
+    for n in range(1, wanted[-1] + 1):
+        late = np.full_like(returns, np.nan)
+        late[: len(late) - n + 1] = returns[n - 1 :]
+        held *= 1 + late
+        if n in wanted:
+            rows.append(_aged(scores, late, held, n))
     return pl.DataFrame(rows)
 
 
-def _paths(labels: pl.DataFrame, sessions: int) -> pl.DataFrame:
-    "date, symbol, late (label of the n-th session from date), held (compounded over n, only where all are known)."
-    axis = labels.select(pl.col("date").unique().sort()).with_row_index("at").with_columns(pl.col("at").cast(pl.Int64))
-    growth = (1 + pl.col("label")).clip(1e-9).log()  # a label of -100 % must not spoil the windows after it
-    rows = labels.join(axis, on="date").sort("symbol", "at").with_columns(growth=growth)
-    last = pl.col("at").shift(1 - sessions).over("symbol") == pl.col("at") + sessions - 1
-    held = pl.col("growth").rolling_sum(sessions).shift(1 - sessions).over("symbol").exp() - 1
-    late = pl.col("label").shift(1 - sessions).over("symbol")
-    return rows.with_columns(late=late, held=held).filter(last).select("date", "symbol", "late", "held")
+def _grid(
+    frame: pl.DataFrame, column: str, days: pl.Series, names: pl.Series
+) -> NDArray[np.float64]:  # (sessions, names), NaN unknown
+    rows = frame.filter(pl.col("date").is_in(days.implode()) & pl.col("symbol").is_in(names.implode()))
+    at = (rows["date"].to_physical().to_numpy(), rows["symbol"].cast(pl.Enum(names)).to_physical().to_numpy())
+    grid = np.full((len(days), len(names)), np.nan)
+    grid[np.searchsorted(days.to_physical().to_numpy(), at[0]), at[1]] = rows[column].cast(pl.Float64).to_numpy()
+    return grid
 
 
-def _aged(predictions: pl.DataFrame, paths: pl.DataFrame, sessions: int) -> dict[str, float]:
-    both = predictions.select("date", "symbol", "prediction").join(paths, on=["date", "symbol"])
+def _aged(scores: NDArray, late: NDArray, held: NDArray, sessions: int) -> dict[str, float]:
+    both = np.isfinite(scores) & np.isfinite(late) & np.isfinite(held)
+    rank = _ranked(scores, both)
     row: dict[str, float] = {"sessions": sessions}
-    for name, overlap in (("late", 1), ("held", sessions)):
-        daily = rank_ic(both.select("date", "symbol", "prediction", pl.col(name).alias("label")))
-        found = newey_west(daily["rank_ic"], horizon=overlap)
+    for name, returns, overlap in (("late", late, 1), ("held", held, sessions)):
+        found = newey_west(_correlated(rank, _ranked(returns, both)), horizon=overlap)
         row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
     return row
+
+
+def _ranked(values: NDArray, known: NDArray[np.bool_]) -> NDArray[np.float64]:
+    "Ranks across each session's known names, less their mean; 0 where unknown."
+    from scipy.stats import rankdata
+
+    ranks = rankdata(np.where(known, values, np.inf), axis=1)
+    return np.where(known, ranks - (known.sum(axis=1, keepdims=True) + 1) / 2, 0.0)
+
+
+def _correlated(x: NDArray, y: NDArray) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):
+        return np.einsum("tn,tn->t", x, y) / np.sqrt(np.einsum("tn,tn->t", x, x) * np.einsum("tn,tn->t", y, y))
 
 # %% ../../nbs/models/02_metrics.ipynb #1a805f19
 def plot_decay(
