@@ -201,6 +201,10 @@ class LightGBM(Trees):
         told = {name: getattr(self, name) for name in own} | FIXED | {"max_depth": self.max_depth or -1}
         return told | {"seed": seed, "num_threads": threads} | dict(self.also)
 
+    def unfiltered(self) -> LightGBM:
+        "The same, with features drawn among all, also among those that no tree could split on: what suits rows of several windows."
+        return replace(self, also=(*self.also, ("feature_pre_filter", False)))
+
     def fits(self, train: Samples, valid: Samples, seeds: Sequence[int], threads: int) -> Iterator[LightGBMModel]:
         "A model for each seed; the samples are sorted into bins once."
         import lightgbm
@@ -284,8 +288,8 @@ def _written(folder: Path, name: str, text: str) -> None:
 class Bins:
     "Rows in LightGBM's bins, from which windows are taken."
 
-    recipe: LightGBM
     dataset: lightgbm.Dataset = field(repr=False)
+    params: Mapping[str, Any] = field(repr=False)  # that the bins were made with
     rows: int
 
     def window(
@@ -296,7 +300,7 @@ class Bins:
     ) -> lightgbm.Dataset:
         "Some rows with their targets, to train or to validate on; the bins are copied, a byte for each value."
         chosen: Any = np.arange(rows.start, rows.stop)
-        part = self.dataset.subset(chosen, params=self.recipe.params(0, 1)).construct()
+        part = self.dataset.subset(chosen, params=dict(self.params)).construct()
         part.set_label(y)
         return part.set_weight(weight) if weight is not None else part
 
@@ -324,12 +328,11 @@ def binned(
             return self.values()[rows]
 
     check_features(borders, names)
-    recipe = replace(recipe, also=(*recipe.also, ("feature_pre_filter", False)))
-    told = recipe.params(0, threads)
+    told = recipe.unfiltered().params(0, threads)
     found = lightgbm.Dataset(borders, np.zeros(len(borders)), feature_name=list(names), params=told).construct()
     rows = sum(count for count, _ in parts)
     every = lightgbm.Dataset([Part(*part) for part in parts if part[0]], reference=found, params=told)
-    return Bins(recipe, every.construct(), rows)
+    return Bins(every.construct(), told, rows)
 
 # %% ../../nbs/models/06_regressors.ipynb #bac7f06d
 BLOCK = 8_192  # rows whose products are added up at a time

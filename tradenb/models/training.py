@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Target', 'SHAP_ROWS', 'Progress', 'BORDER_ROWS', 'PART', 'Fit', 'TrainingConfig', 'training_config', 'learnt',
            'rows_of', 'recency', 'wanted', 'targets', 'samples', 'fit', 'predict', 'plot_importance', 'newest', 'shap',
-           'Golden', 'TrainingResult', 'in_words', 'Task', 'prepared', 'sharing', 'evenly', 'fits_of', 'Steps',
-           'walked', 'train', 'retrain_due']
+           'Golden', 'TrainingResult', 'in_words', 'Task', 'prepared', 'sharing', 'evenly', 'fits_of', 'bins_of',
+           'Steps', 'walked', 'train', 'retrain_due']
 
 # %% ../../nbs/models/07_training.ipynb #553266de
 Target = Literal["rank", "zscore", "return"]
@@ -208,7 +208,7 @@ def fit(
 ) -> Fitted:
     "One model, or one ensemble; raises `InputError` when a window has no sample, or none that teaches anything."
     train, valid = samples(block, target, fold.train, config.half_life_sessions), samples(block, target, fold.valid)
-    return config.regressor().fit(train, valid, config.seed, threads=1)
+    return config.regressor().fit(train, valid, config.seed, config.threads)
 
 # %% ../../nbs/models/07_training.ipynb #3411466f
 def predict(
@@ -327,6 +327,9 @@ class Task:
     config: TrainingConfig
     plan: tuple[Fold, ...]
     final: Fold
+    kept: dict[tuple[Any, ...], Bins] | None = (
+        None  # rows in bins, for other recipes on the same windows; None: not kept
+    )
 
 
 def prepared(
@@ -381,16 +384,24 @@ Fit = Callable[[int], Fitted]  # seed → model
 
 def fits_of(task: Task, group: Sequence[Fold]) -> list[Fit]:
     "What fits each of these folds with a seed; LightGBM's rows are sorted here, once for all of them."
-    config, recipe = task.config, task.config.recipe()
-    if not (isinstance(recipe, LightGBM) and config.share_bins):
+    if not (isinstance(task.config.recipe(), LightGBM) and task.config.share_bins):
         return [partial(_fit_rows, task, fold) for fold in group]
-    span = Window(min(f.train.start for f in group), max(f.valid.stop for f in group))
     mask = wanted(task.block, task.target, [w for f in group for w in (f.train, f.valid)])
-    borders = rows_of(task.block, evenly(mask, group[0].train, BORDER_ROWS), group[0].train)
-    ends = [*range(span.start, span.stop, PART), span.stop]
+    key = (task.config.target, *(f.number for f in group))
+    bins = (task.kept or {}).get(key) or bins_of(task, group, mask)
+    if task.kept is not None:
+        task.kept[key] = bins
+    return [partial(_fit_bins, task, fold, bins, mask, group[0].train.start) for fold in group]
+
+
+def bins_of(task: Task, group: Sequence[Fold], mask: NDArray[np.bool_]) -> Bins:
+    "The rows of a group of folds, from its first training window to its last validation window."
+    recipe, first, stop = task.config.recipe(), group[0].train, group[-1].valid.stop
+    assert isinstance(recipe, LightGBM)
+    borders = rows_of(task.block, evenly(mask, first, BORDER_ROWS), first)
+    ends = [*range(first.start, stop, PART), stop]
     parts = [(int(mask[:, a:b].sum()), partial(rows_of, task.block, mask, Window(a, b))) for a, b in pairwise(ends)]
-    bins = binned(recipe, borders, parts, task.block.names, config.threads)
-    return [partial(_fit_bins, task, fold, bins, mask, span.start) for fold in group]
+    return binned(recipe, borders, parts, task.block.names, task.config.threads)
 
 
 def _fit_rows(task: Task, fold: Fold, seed: int) -> Fitted:
@@ -399,13 +410,15 @@ def _fit_rows(task: Task, fold: Fold, seed: int) -> Fitted:
 
 
 def _fit_bins(task: Task, fold: Fold, bins: Bins, mask: NDArray[np.bool_], start: int, seed: int) -> Fitted:
+    recipe = task.config.recipe()
+    assert isinstance(recipe, LightGBM)
     place = lambda session: int(mask[:, start:session].sum())
     train, valid = (slice(place(w.start), place(w.stop)) for w in (fold.train, fold.valid))
     y, other = (targets(task.target, mask, w) for w in (fold.train, fold.valid))
     check_targets(y, other)
     weight = recency(mask, fold.train, task.config.half_life_sessions)
     sets = bins.window(train, y, weight), bins.window(valid, other)
-    return next(bins.recipe.grown(*sets, seeds=(seed,), threads=1))
+    return next(recipe.unfiltered().grown(*sets, seeds=(seed,), threads=1))
 
 # %% ../../nbs/models/07_training.ipynb #f2ca8202
 @dataclass
@@ -422,11 +435,15 @@ class Steps:
         self.heard(self.done, self.of, what)
 
 
-def walked(task: Task, steps: Steps) -> Iterator[tuple[Fold, Fitted]]:
-    "Each fold with its model, the production model last."
+def walked(
+    task: Task,
+    steps: Steps,  # hears of the models of an ensemble but the last, which is for the caller to judge
+    groups: Sequence[Sequence[Fold]],
+) -> Iterator[tuple[Fold, Fitted]]:
+    "Each fold with its model."
     seeds, count = task.config.member_seeds(), len(task.plan)
     with ThreadPoolExecutor(task.config.threads) as pool:
-        for group in [*sharing(task.plan), [task.final]]:
+        for group in groups:
             fits = fits_of(task, group)
             ready = pool.map(lambda job: job[0](job[1]), [(fit_one, seed) for fit_one in fits for seed in seeds])
             for fold in group:
@@ -452,7 +469,7 @@ def train(
     fset.require_causal()
     steps.tell(f"computing {len(fset.names)} features", step=0)
     task, parts, rows = prepared(panel, fset, config, eligible, features), [], []
-    for fold, model in walked(task, steps):
+    for fold, model in walked(task, steps, [*sharing(task.plan), [task.final]]):
         if fold.number:
             parts.append(predict(model, task.block, task.returns, fold))
             rows.append(_fold_row(task, fold, model, parts[-1]))
