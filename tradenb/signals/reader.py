@@ -11,11 +11,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from ..core import calendar
 from ..core.errors import InputError, LakeError
@@ -25,11 +28,13 @@ from ..features.panel import Panel
 from ..features.sets import FeatureSet
 from ..market.lake import Lake
 from ..market.universe import Liquidity, liquid, members
-from .generator import Inputs, inputs
+from ..portfolio.market import SILENT, Known, Market
+from ..portfolio.weights import Context
+from .generator import Around, Inputs, inputs
 
 # %% auto #0
-__all__ = ['K', 'V', 'Remembered', 'Tip', 'BarsIndex', 'index_bars', 'recent_panel', 'out_of_reach', 'tradable', 'View',
-           'Membership', 'membership', 'MarketReader']
+__all__ = ['K', 'V', 'MARKET_NEEDS', 'Remembered', 'Tip', 'BarsIndex', 'index_bars', 'recent_panel', 'out_of_reach', 'tradable',
+           'Surroundings', 'surroundings', 'ending', 'around', 'View', 'Membership', 'membership', 'MarketReader']
 
 # %% ../../nbs/signals/03_reader.ipynb #8af08c16
 K = TypeVar("K", bound=Hashable)
@@ -179,6 +184,64 @@ def tradable(lake: Lake, as_of: date, limits: Liquidity) -> pl.DataFrame:
     days = lake.read("bars", end=as_of, columns=["symbol", "date"])
     return liquid(recent, as_of, limits, days.group_by("symbol").agg(history=pl.len()))
 
+# %% ../../nbs/signals/03_reader.ipynb #1a6edd63
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    "A session's market beside the features; arrays follow `symbols`."
+
+    symbols: tuple[str, ...]
+    returns: NDArray[np.float64]  # (names, sessions) total returns up to as_of, oldest first
+    dollar_volume: NDArray[np.float64]  # (names,) USD of a usual session
+    sectors: tuple[str | None, ...] | None
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        return {symbol: row for row, symbol in enumerate(self.symbols)}
+
+
+def surroundings(
+    view: View,
+    as_of: date,
+    sessions: int,  # of returns
+) -> Surroundings:
+    "What was known of the market at a close."
+    start = max(min(view.index.first_bars.values()), calendar.shift(as_of, -(sessions + SILENT + 1)))
+    market = Market.from_lake(view.lake, start, as_of)
+    known, codes = Known(market), market.sector
+    named = None if codes is None else tuple(market.sectors[c] if c >= 0 else None for c in codes[:, -1].tolist())
+    return Surroundings(market.symbols, known.returns[:, -sessions:], known.dollar_volume[:, -1], named)
+
+
+def ending(view: View, as_of: date) -> frozenset[str]:
+    "Names that are delisted on the next session, as far as it was announced."
+    if not view.lake.exists("corporate_actions"):
+        return frozenset()
+    told = view.lake.read("corporate_actions", as_of + timedelta(days=1), calendar.shift(as_of, 1))
+    return frozenset(told.filter(pl.col("kind") == "delisting")["symbol"])
+
+# %% ../../nbs/signals/03_reader.ipynb #d5baf557
+def around(
+    ready: Collection[str],  # names that are ranked
+    held: Mapping[str, float],  # symbol → signed share of the capital
+    stuck: Collection[str],  # names that no order may name
+    cash: float,  # share of the capital
+    market: Surroundings | None,  # None: for a rule that needs nothing of it
+) -> Context:
+    "The context of a day's names, as the backtest makes it."
+    names = sorted({*ready, *(s for s, weight in held.items() if weight)})
+    book = np.array([held.get(s, 0.0) for s in names])
+    free = np.array([s not in stuck for s in names])
+    if market is None:
+        return Context(tuple(names), book, free, cash=cash)
+    rows = [market.rows.get(s, -1) for s in names]
+    lost = np.array(rows) < 0
+    return Context(
+        tuple(names), book, free, cash=cash,
+        sectors=market.sectors and tuple(market.sectors[r] if r >= 0 else None for r in rows),
+        returns=np.where(lost[:, None], np.nan, market.returns[rows]).T,
+        dollar_volume=np.where(lost, np.nan, market.dollar_volume[rows]),
+    )  # fmt: skip
+
 # %% ../../nbs/signals/03_reader.ipynb #ed4d424f
 @dataclass(frozen=True, eq=False)
 class View:
@@ -205,7 +268,10 @@ def membership(view: View, as_of: date, chosen: UniverseSettings) -> Membership:
     names = tuple(sorted(inside or known))
     return Membership(names, dict(out_of_reach(view.lake, as_of, known | inside, chosen).iter_rows()))
 
-# %% ../../nbs/signals/03_reader.ipynb #1a6edd63
+# %% ../../nbs/signals/03_reader.ipynb #67b9d804
+MARKET_NEEDS = {"sectors", "returns", "dollar_volume"}  # of a `Constructor`: what is read of the market
+
+
 class MarketReader:
     "The lake with what was worked out of it, kept under the vintage it came from."
 
@@ -221,6 +287,8 @@ class MarketReader:
         self._views: Remembered[Hashable, View] = Remembered(8)
         self._memberships: Remembered[Hashable, Membership] = Remembered(32)
         self._inputs: Remembered[Hashable, Inputs] = Remembered(limit_bytes, lambda kept: kept.x.nbytes)
+        self._surroundings: Remembered[Hashable, Surroundings] = Remembered(8)
+        self._endings: Remembered[Hashable, frozenset[str]] = Remembered(32)
 
     def newest(self) -> Lake:
         "The lake pinned to the vintage that is the newest now."
@@ -246,6 +314,25 @@ class MarketReader:
     def inputs(self, view: View, as_of: date, fset: FeatureSet) -> Inputs:
         "The features of a session's names; raises `InputError` for a date that is no session or has no data."
         return self._inputs.get((view.key, as_of, fset.hash), lambda: self._compute(view, as_of, fset))
+
+    def around(
+        self,
+        view: View,
+        day: Inputs,
+        needs: frozenset[str],  # of the rule
+        held: Mapping[str, float],  # symbol → signed share of the capital
+        cash: float,
+        sessions: int,  # of past returns
+    ) -> Around:
+        "What tells a rule of the session's names; raises `InputError` for a name held that the lake has never seen."
+        if unknown := sorted(set(held) - set(view.index.first_bars)):
+            raise InputError(f"unknown symbols held: {', '.join(unknown[:10])}: the lake has no bar of them")
+        key, as_of = (view.key, day.as_of), day.as_of
+        stuck = self._endings.get(key, lambda: ending(view, as_of)) | (set(held) - set(day.rows))
+        known = None
+        if needs & MARKET_NEEDS:
+            known = self._surroundings.get((*key, sessions), lambda: surroundings(view, as_of, sessions))
+        return lambda ready: around(ready, held, stuck, cash, known)
 
     def _compute(self, view: View, as_of: date, fset: FeatureSet) -> Inputs:
         return inputs(recent_panel(view.lake, view.index, as_of, fset.halo), fset, self.engine)

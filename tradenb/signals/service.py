@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Mapping
 from datetime import date, datetime
 from typing import Annotated, Any
 
@@ -25,15 +26,16 @@ from ..core.web import counter, require_key
 from ..core.web import create_app as web_app
 from ..market.lake import open_lake
 from ..models.registry import LoadedModel, open_registry
-from ..portfolio.weights import Constructor, LongShort
+from ..portfolio.constructors import constructor
+from ..portfolio.weights import Constructor
 from .generator import SignalSet, signals
 from .holder import ModelHolder, Repeated, Served
 from .reader import MarketReader, View
 
 # %% auto #0
 __all__ = ['Day', 'Symbol', 'Names', 'Version', 'Share', 'LEFT_OUT', 'GenerateRequest', 'Signal', 'Kept', 'LeftOut', 'Metadata',
-           'GenerateResponse', 'names_to_rank', 'rule', 'answer', 'to_json', 'Problem', 'refusals', 'create_app',
-           'add_health', 'add_signals', 'add_model']
+           'GenerateResponse', 'names_to_rank', 'rule', 'answer', 'left_out', 'to_json', 'Problem', 'refusals',
+           'create_app', 'add_health', 'add_signals', 'add_model']
 
 # %% ../../nbs/signals/05_service.ipynb #5db585b4
 def _iso(value: object) -> object:
@@ -70,6 +72,7 @@ class GenerateRequest(BaseModel):
         None,
         description="symbol → weight held now, a signed share of the capital; needed by rules that trade from a book",
     )
+    cash: Share | None = Field(None, description="share of the capital in cash; null: what is not held")
     vintage: dict[str, Version] | None = Field(None, description="lake table → version; null: the newest")
 
 # %% ../../nbs/signals/05_service.ipynb #38c54e0e
@@ -141,28 +144,41 @@ def names_to_rank(
     return [s for s in names if s not in barred], barred
 
 
-def rule(book: Portfolio, ask: GenerateRequest) -> tuple[str, Constructor]:  # its name, and the rule
-    "The constructor that a question asks for."
-    top_n = book.top_n if ask.top_n is None else ask.top_n
-    bottom_n = book.bottom_n if ask.bottom_n is None else ask.bottom_n
-    return "long_short", LongShort(top_n, bottom_n)
+def rule(
+    settings: Settings, ask: GenerateRequest
+) -> tuple[Portfolio, Constructor]:  # the settings with what the question changes, and the rule of them
+    "The rule that a question asks for; raises `InputError` when it trades from a book that the question does not tell."
+    asked = {"constructor": ask.constructor, "top_n": ask.top_n, "bottom_n": ask.bottom_n}
+    book = settings.portfolio.model_copy(update={name: value for name, value in asked.items() if value is not None})
+    made = constructor(book, settings.costs)
+    if ask.held is None and (needed := sorted(made.needs & {"held", "ages"})):
+        raise InputError(
+            f"constructor {book.constructor} trades from the book held: give `held` (symbol → weight, {{}} for none); it needs {', '.join(needed)}"
+        )
+    return book, made
 
 # %% ../../nbs/signals/05_service.ipynb #b67bb9f4
 def answer(
     model: LoadedModel, market: MarketReader, settings: Settings, ask: GenerateRequest
 ) -> tuple[
     SignalSet, pl.DataFrame, str, View
-]:  # signals; all left out: symbol, reason, by_settings; the rule; what they were read from
+]:  # signals; all left out: symbol, reason, by_settings; the rule's name; what was read
     "All of an answer, from one model and one vintage."
-    view = market.view(ask.vintage)
+    view, (book, made) = market.view(ask.vintage), rule(settings, ask)
     as_of = ask.as_of_date or view.index.last
     day = market.inputs(view, as_of, model.features)
     names, barred = names_to_rank(market, view, as_of, ask.symbols)
-    name, constructor = rule(settings.portfolio, ask)
-    found = signals(model, day, constructor, names)
-    barred_rows = pl.DataFrame([(s, why, True) for s, why in barred.items()], schema=LEFT_OUT, orient="row")
-    silent = found.left_out.with_columns(by_settings=pl.lit(False))
-    return found, pl.concat([silent, barred_rows]).sort("symbol"), name, view
+    held = ask.held or {}
+    cash = 1 - math.fsum(held.values()) if ask.cash is None else ask.cash
+    around = market.around(view, day, made.needs, held, cash, book.risk_sessions)
+    found = signals(model, day, made, names, around)
+    return found, left_out(found, barred), book.constructor, view
+
+
+def left_out(found: SignalSet, barred: Mapping[str, str]) -> pl.DataFrame:  # symbol, reason, by_settings; sorted
+    "Everyone who was not ranked."
+    by_settings = pl.DataFrame([(s, why, True) for s, why in barred.items()], schema=LEFT_OUT, orient="row")
+    return pl.concat([found.left_out.with_columns(by_settings=pl.lit(False)), by_settings]).sort("symbol")
 
 
 LEFT_OUT = {"symbol": pl.String, "reason": pl.String, "by_settings": pl.Boolean}
@@ -170,11 +186,11 @@ LEFT_OUT = {"symbol": pl.String, "reason": pl.String, "by_settings": pl.Boolean}
 # %% ../../nbs/signals/05_service.ipynb #1bda32cc
 def to_json(
     found: SignalSet,
-    left_out: pl.DataFrame,  # symbol, reason, by_settings
+    without: pl.DataFrame,  # symbol, reason, by_settings
     metadata: Metadata,
 ) -> str:  # a `GenerateResponse`
     "The answer as JSON."
-    tables = {"signals": found.signals, "kept": found.kept, "left_out": left_out}
+    tables = {"signals": found.signals, "kept": found.kept, "left_out": without}
     parts = [f'"{name}":{rows.write_json() if rows.height else "[]"}' for name, rows in tables.items()]
     return "{" + ",".join([*parts, f'"metadata":{metadata.model_dump_json()}']) + "}"
 
@@ -229,7 +245,7 @@ def create_app(
         poll.stop()
 
     app = web_app("signals", "Ranks the universe and says what to hold.", lifespan)
-    app.state.holder = holder
+    app.state.holder, app.state.market = holder, market
     add_health(app, holder, market)
     add_signals(app, holder, market, settings, clock)
     secret = settings.services.api_key
@@ -298,16 +314,16 @@ def add_signals(app: FastAPI, holder: ModelHolder, market: MarketReader, setting
     def generate_signals(ask: GenerateRequest) -> Response:
         "Rank the names and give each its target weight. Changes nothing; the same question to the same model has the same answer."
         model = holder.get()
-        found, left_out, constructor, view = answer(model, market, settings, ask)
+        found, without, name, view = answer(model, market, settings, ask)
         made.labels(model.version).inc(found.signals.height)
         get_logger().info(
             "signals_generated", model_version=model.version, as_of=str(found.as_of), names=found.signals.height
         )
         metadata = Metadata(
-            model_version=model.version, strategy_name=settings.run.strategy, constructor=constructor, as_of_date=found.as_of,
+            model_version=model.version, strategy_name=settings.run.strategy, constructor=name, as_of_date=found.as_of,
             generated_at=clock.now(), num_signals=found.signals.height, vintage=dict(view.vintage),
         )  # fmt: skip
-        return Response(to_json(found, left_out, metadata), media_type="application/json")
+        return Response(to_json(found, without, metadata), media_type="application/json")
 
 # %% ../../nbs/signals/05_service.ipynb #7766c301
 def add_model(app: FastAPI, holder: ModelHolder, api_key: str | None) -> None:
