@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCALE', 'TANGENTS', 'MOST_KEPT', 'NOISE', 'DIGITS', 'FREE', 'alphas', 'Shape', 'Numbers', 'Compiled', 'padded',
-           'compiled', 'MeanVariance', 'Parted', 'part', 'numbers', 'solve', 'violation', 'conflict', 'relaxation']
+           'tangent', 'compiled', 'MeanVariance', 'Parted', 'part', 'numbers', 'solve', 'violation', 'conflict',
+           'relaxation']
 
 # %% ../../nbs/portfolio/03_optimiser.ipynb #5dfb9a93
 import math
@@ -41,7 +42,7 @@ def alphas(
 
 # %% ../../nbs/portfolio/03_optimiser.ipynb #2c41e549
 SCALE = 1e4  # the solver sees basis points, numbers near one
-TANGENTS = 2.0 ** np.arange(-10, -1)  # sizes of trades at which impact is exact
+TANGENTS = 2.0 ** -np.arange(9)  # sizes of trades at which impact is exact, shares of the largest
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,14 @@ class Compiled:
         vector = lambda sign=True: cp.Parameter(n, nonneg=sign)
         self.parameters: dict[str, Any] = {
             **{k: vector(False) for k in ("alpha", "held", "low", "high", "one")},
-            **{k: vector() for k in ("own", "buy", "sell", "borrow", "impact")},
+            **{k: vector() for k in ("own", "buy", "sell", "borrow")},
             "factors": cp.Parameter((shape.sessions, n)),
             "fixed": cp.Parameter(shape.sessions),
             **{k: cp.Parameter() for k in ("net_low", "net_high")},
             **{k: cp.Parameter(nonneg=True) for k in ("gross", "turnover")},
             "neutral": cp.Parameter((shape.neutral, n)) if shape.neutral else None,
             "level": cp.Parameter(shape.neutral) if shape.neutral else None,
+            **{f"{k}{i}": vector() for i in range(len(TANGENTS) * shape.impact) for k in ("slope", "offset")},
         }
         self.weights = cp.Variable(n)
         self.problem = cp.Problem(*self._state(cp))
@@ -120,8 +122,9 @@ class Compiled:
             rules.append(p["neutral"] @ w == p["level"])
         if self.shape.impact:
             paid = cp.Variable(n, nonneg=True)
-            cost += p["impact"] @ paid
-            rules += [paid >= 1.5 * x**0.5 * (bought + sold) - 0.5 * x**1.5 for x in TANGENTS]
+            cost += cp.sum(paid)
+            traded, sizes = bought + sold, range(len(TANGENTS))
+            rules += [paid >= cp.multiply(p[f"slope{i}"], traded) - p[f"offset{i}"] for i in sizes]
         variance = cp.sum_squares(common) + cp.sum_squares(cp.multiply(p["own"], w))
         return cp.Maximize(p["alpha"] @ w - variance - cost), rules
 
@@ -129,6 +132,7 @@ class Compiled:
         "Fill in the numbers and ask the solver."
         for name, value in padded(numbers, self.shape).items():
             self.parameters[name].value = value
+        self.weights.value = None  # of the day before
         status = _ask(self.problem)
         found = self.weights.value
         return status, np.zeros(0) if found is None else np.asarray(found[: len(numbers.alpha)])
@@ -143,16 +147,29 @@ def padded(numbers: Numbers, shape: Shape) -> dict[str, Any]:
     factors[: len(k.fixed), :n] = math.sqrt(both) * k.risk.factors
     fixed = np.zeros(shape.sessions)
     fixed[: len(k.fixed)] = math.sqrt(both) * k.fixed
-    values = {
+    tangents = {name: fill(value) for name, value in (tangent(k) if shape.impact else {}).items()}
+    values = tangents | {
         "alpha": fill(SCALE * k.alpha), "held": fill(k.held), "low": fill(k.low, -1.0), "high": fill(k.high, 1.0),
         "one": fill(np.ones(n)), "own": fill(np.sqrt(both * k.risk.own), 1.0), "factors": factors, "fixed": fixed,
         "buy": fill(np.full(n, SCALE * k.buy)), "sell": fill(np.full(n, SCALE * k.sell)),
-        "borrow": fill(np.full(n, SCALE * k.borrow)), "impact": fill(SCALE * k.impact),
+        "borrow": fill(np.full(n, SCALE * k.borrow)),
         "net_low": k.net[0], "net_high": k.net[1], "gross": k.gross, "turnover": k.turnover,
     }  # fmt: skip
     return values | (
         {"neutral": np.pad(k.neutral, ((0, 0), (0, shape.names - n))), "level": k.level} if shape.neutral else {}
     )
+
+
+def tangent(numbers: Numbers) -> dict[str, np.ndarray]:
+    "Slope and offset of each tangent to impact * size ** 1.5, in basis points."
+    k, gain = numbers, 2 * np.abs(numbers.alpha).max()
+    pointless = np.square(
+        gain / np.maximum(1.5 * k.impact, 1e-300)
+    )  # the size whose last share costs more than any name can gain
+    largest = np.minimum(2 * np.maximum(np.abs(k.high), np.abs(k.held)), pointless)
+    sizes = [largest * share for share in TANGENTS]
+    slopes = {f"slope{i}": SCALE * 1.5 * k.impact * np.sqrt(x) for i, x in enumerate(sizes)}
+    return slopes | {f"offset{i}": SCALE * 0.5 * k.impact * x**1.5 for i, x in enumerate(sizes)}
 
 
 def _ask(problem: Any) -> str:
@@ -167,7 +184,7 @@ def _ask(problem: Any) -> str:
             warnings.simplefilter("ignore", UserWarning)  # "may be inaccurate": the status says so too
             try:
                 problem.solve(solver=cp.CLARABEL, warm_start=False, direct_solve_method=way, max_threads=1)
-            except cp.error.SolverError as error:
+            except (cp.error.SolverError, ValueError) as error:  # ValueError: numbers that are not finite
                 status = str(error).splitlines()[0]
                 continue
         status = problem.status
@@ -346,7 +363,7 @@ def solve(
     status, found = compiled(numbers.shape).solve(numbers)
     if status in ("infeasible", "infeasible_inaccurate"):
         raise InputError(conflict(numbers))
-    missed = violation(numbers, found) if len(found) else math.inf
+    missed = violation(numbers, found) if status.startswith("optimal") and len(found) else math.inf
     if missed > 1e-5:
         raise ModelError(
             f"the solver ended with '{status}' for {len(numbers.alpha)} names, constraints missed by {missed:.1e}: check predictions and returns for extreme values, or use another portfolio.constructor"
