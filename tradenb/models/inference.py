@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Kind', 'Statistic', 'Interval', 'bandwidth', 'newey_west', 'resamples', 'plot_resamples', 'block_length', 'mean_of',
            'sharpe_of', 'bootstrap', 'block_bootstrap', 'sharpe_interval', 'Record', 'probabilistic_sharpe',
-           'minimum_track_record', 'Trials', 'Deflated', 'deflated_sharpe', 'plot_hurdle', 'Overfitting',
+           'minimum_track_record', 'Trials', 'Deflated', 'deflated_sharpe', 'plot_hurdle', 'plot_luck', 'Overfitting',
            'overfitting_probability', 'plot_overfitting']
 
 # %% ../../nbs/models/04_inference.ipynb #e89aa8f1
@@ -399,6 +399,23 @@ def plot_hurdle(
         axes.legend(loc="lower right")
     return figure
 
+# %% ../../nbs/models/04_inference.ipynb #304c08fb
+def plot_luck(
+    years: Sequence[int] = (1, 3, 10),  # lengths of the record
+    most: int = 1000,  # trials
+) -> Figure:
+    "The Sharpe ratio that the best of so many worthless trials is expected to show, by the length of the record."
+    counts = np.unique(np.geomspace(1, most, 80).round())
+    with style():
+        figure, axes = canvas(2.8)
+        for length, colour in zip(years, ("red", "amber", "blue"), strict=False):
+            label = f"{length} year{'s' * (length > 1)}"
+            axes.plot(counts, [Trials(n, 1 / length).hurdle for n in counts], color=PALETTE[colour], label=label)
+        axes.set(xscale="log", xlabel="worthless strategies tried", ylabel="Sharpe ratio of the best")
+        axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
+        axes.legend(loc="upper left", title="record of")
+    return figure
+
 # %% ../../nbs/models/04_inference.ipynb #452a6b57
 @dataclass(frozen=True, eq=False)
 class Overfitting:
@@ -482,7 +499,7 @@ def _outcome(parts: tuple, inside: NDArray, periods: int) -> tuple[NDArray, NDAr
     share = rank / (unseen.shape[1] + 1)
     return np.log(share / (1 - share)), chosen, best[:, 0], then[:, 0]
 
-# %% ../../nbs/models/04_inference.ipynb #304c08fb
+# %% ../../nbs/models/04_inference.ipynb #8b9839ab
 def plot_overfitting(
     found: Overfitting,
 ) -> Figure:
