@@ -24,7 +24,7 @@ from ..models.performance import TRADING_DAYS, performance
 from .costs import Charges, Costs, charges, overnight
 from .limits import Limits, limit
 from .market import Known, Market, reference_price
-from .sizing import PlannedOrder, size_orders
+from .sizing import PlannedOrder, plan_orders
 from .weights import Constructor, Context, normalise
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Price', 'CENT', 'SHARE', 'MICRO', 'ZERO', 'Floats', 'Progress', 'MONEY', 'DAILY', 'ORDERS', 'POSITIONS', 'Plan',
-           'exact', 'Account', 'signal_grid', 'held_weight', 'Morning', 'day_weights', 'moves', 'day_orders', 'Fill',
+           'exact', 'Account', 'signal_grid', 'held_weight', 'Morning', 'day_weights', 'day_orders', 'Fill',
            'day_fills', 'whole_shares', 'Run', 'Backtest', 'backtest', 'benchmark_returns', 'cost_figures',
            'active_figures']
 
@@ -199,8 +199,8 @@ class Morning:
 
     def value(self, row: int) -> Decimal:
         "What a position is worth; at its last close where there was no bar."
-        price = self.prices[row] or exact(self.known.marks[row, self.t - 1] / self.market.ratio[row, self.t])
-        return self.shares[row] * price
+        mark = reference_price(float(self.known.marks[row, self.t - 1]), float(self.market.ratio[row, self.t]))
+        return self.shares[row] * (self.prices[row] or mark or ZERO)
 
     @property
     def equity(self) -> Decimal:
@@ -252,33 +252,18 @@ def day_weights(
     return limit(weights[rows], context, plan.limits, capital)
 
 
-def moves(weights: pl.DataFrame, context: Context) -> list[int]:  # places of rows
-    "The rows of names that an order may name: tradable, and asked to be held otherwise than they are."
-    now = {
-        s: w if free else None
-        for s, w, free in zip(context.symbols, context.held.tolist(), context.tradable.tolist(), strict=True)
-    }
-    wanted = zip(weights["symbol"], weights["target_weight"], strict=True)
-    return [i for i, (s, w) in enumerate(wanted) if now[s] is not None and w != now[s]]
-
-
 def day_orders(morning: Morning, signals: Floats) -> list[PlannedOrder]:
     "The orders for a session, in the order to send them."
     names = [morning.market.symbols[r] for r in morning.ranked.tolist()]
     context, plan, capital = morning.context, morning.plan, morning.capital
-    weights, cuts = day_weights(signals[morning.ranked, morning.t - 1], names, context, plan, capital)
+    book, cuts = day_weights(signals[morning.ranked, morning.t - 1], names, context, plan, capital)
     row = dict(zip(context.symbols, morning.rows.tolist(), strict=True))
-    moving = weights[moves(weights, context)]
-    named = set(weights["symbol"]).difference(moving["symbol"]) | {
-        s for s, free in zip(context.symbols, context.tradable.tolist(), strict=True) if not free
-    }
-    positions = {s: morning.shares[r] for s, r in row.items() if r in morning.shares and s not in named}
-    wanted = {s: morning.price(row[s]) for s in {*moving["symbol"], *positions}}
-    prices = {s: p for s, p in wanted.items() if p is not None}
-    planned = size_orders(
-        moving, prices, positions, capital, Decimal(repr(plan.limits.max_position_share)), plan.fractional
-    )
-    return [replace(o, reason=f"{o.reason} ({cuts[o.symbol]})") if o.symbol in cuts else o for o in planned if o.side]
+    positions = {morning.market.symbols[r]: shares for r, shares in morning.shares.items()}
+    quoted = {s: morning.price(row[s]) for s in {*book["symbol"], *positions}}
+    prices = {s: p for s, p in quoted.items() if p is not None}
+    most = Decimal(repr(plan.limits.max_position_share))
+    planned = plan_orders(book, cuts, context, prices, positions, capital, most, plan.fractional)
+    return [order for order in planned if order.side]
 
 # %% ../../nbs/portfolio/08_backtest.ipynb #8092bade
 @dataclass(frozen=True, slots=True)
