@@ -1,6 +1,9 @@
 "The registry keeps a model's whole story and lets only what proves itself trade."
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -11,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tradenb.core.clock import SimulatedClock
+from tradenb.core.db import connect, migrate
 from tradenb.core.errors import InputError, ModelError, NoModelError, ServiceUnavailable
 from tradenb.models.registry import (
     Entry,
@@ -25,7 +29,7 @@ from tradenb.models.registry import (
     standing,
     stored,
 )
-from tradenb.models.tracking import GOLDEN, ModelCard
+from tradenb.models.tracking import GOLDEN, ModelCard, log_training
 
 CARD = ModelCard(
     vintage={"bars": 4, "universe": 1}, settings_hash="0123456789abcdef", code_version="0.1.0", run_id="r1"
@@ -457,3 +461,81 @@ def test_the_registry_runs_on_postgresql_too(tmp_path, postgres_url, result):
     registry.activate(second, "ada", "second")
     assert registry.rollback("ada", "back").version == registry.champion().version == first
     assert registry.history()["action"].to_list() == ["register", "register", "activate", "activate", "rollback"]
+
+
+# Killed half-way, and two at once
+
+WRITER = Path(__file__).with_name("registry_writer.py")
+
+
+def writer(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", str(WRITER), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory, registered, result):
+    "A copy of the registry: 1 is the champion, 2 was, 3 is the challenger, and a training waits to be registered."
+    plain, _ = registered
+    root = tmp_path_factory.mktemp("busy")
+    (root / "mlflow").mkdir()
+    shutil.copyfile(plain.root / "mlflow" / "mlflow.db", root / "mlflow" / "mlflow.db")
+    engine = migrate(connect(f"sqlite:///{root}/platform.db"))
+    registry = Registry(root, plain.name, engine=engine, clock=SimulatedClock(NOW))
+    for alias in aliases(registry):
+        registry.client.delete_registered_model_alias(registry.name, alias)
+    for key in registry.client.get_registered_model(registry.name).tags:
+        registry.client.delete_registered_model_tag(registry.name, key)
+    for version in (2, 1, 2, 1):
+        registry.activate(version, "ada", "setting up")
+    registry.challenge(3, "ada", "setting up")
+    run_id = log_training(registry.tracking, result, CARD, NOW)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    return registry, run_id
+
+
+def test_a_process_killed_at_any_write_leaves_a_history_that_says_what_the_alias_says(busy):
+    registry, run_id = busy
+    done = writer("kill", registry.root, run_id)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    acts = {row["action"] for row in found}
+    assert acts == {"activate", "retire", "deactivate", "register"}
+    setting_up = ["activate"] * 4 + ["challenge"]
+    for row in found:
+        assert row["says"] == row["champion"], row
+        assert row["seen"] in (setting_up, [*setting_up, row["action"]]), row
+        assert row["pending"] == [] and row["copied"], row
+        assert row["after"] == [*row["seen"], "activate"], row
+        assert row["aliases"]["champion"] == 1, row
+        challenging = row["seen"] == setting_up or row["action"] in ("deactivate", "register")
+        assert ("challenger" in row["aliases"]) == challenging, row
+    for act in acts:
+        of_it = [row for row in found if row["action"] == act]
+        assert [row["lived"] for row in of_it] == [False] * (len(of_it) - 1) + [True]
+        assert len(of_it) > 4
+        happened = [len(row["seen"]) > len(setting_up) for row in of_it]
+        assert happened == sorted(happened) and happened[-1] and not happened[0]
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_of_two_processes_that_activate_at_once_the_last_wins_and_the_history_knows(database, busy, result, tmp_path, request):  # fmt: skip
+    registry = busy[0]
+    if database == "sqlite":
+        shutil.copyfile(registry.root / "mlflow" / "mlflow.db", tmp_path / "copy.db")
+        registry = Registry(registry.root, registry.name, uri=f"sqlite:///{tmp_path}/copy.db", clock=registry.clock)
+    else:
+        registry = Registry(tmp_path, registry.name, uri=request.getfixturevalue("postgres_url"), clock=registry.clock)
+        for _ in range(2):
+            registry.log_and_register(result, CARD)
+    before, times = len(registry.history()), 4
+    done = writer("race", registry.tracking_uri, registry.root, times)
+    assert (done.stdout.strip(), done.stderr) == ("[0, 0]", "")
+    acts = registry.history()[before:]
+    assert acts["action"].to_list() == ["activate"] * 2 * times
+    for version in (1, 2):
+        mine = acts.filter(version=version)
+        assert mine["why"].to_list() == [f"time {n}" for n in range(times)]
+        assert set(mine["who"]) == {f"process {version}"}
+    assert registry.champion_version() == acts["version"][-1]

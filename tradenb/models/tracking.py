@@ -25,7 +25,7 @@ import polars as pl
 
 import tradenb
 from ..core.errors import ModelError, ServiceUnavailable, one_line
-from ..core.report import PALETTE
+from ..core.report import PALETTE, style
 from ..features.sets import FeatureSet, to_json
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tradenb.models.drift import Reference
     from tradenb.models.inference import Interval
     from tradenb.models.regressors import Fitted
+    from tradenb.models.search import Search
     from tradenb.models.training import Golden, TrainingResult
 
 # %% auto #0
@@ -43,8 +44,8 @@ __all__ = ['LOCK_TIMEOUT_S', 'SAID_SO', 'MATTER', 'KIND', 'TRAINING', 'FOLD', 'S
            'REFERENCE', 'PAPERS', 'TRIALS', 'Tracking', 'exists', 'reaching', 'client', 'experiment_id', 'alone',
            'ModelCard', 'environment', 'batch', 'child', 'log_folds', 'plot_ic', 'plot_weights', 'figures', 'tables',
            'write_papers', 'write_files', 'log_fitted', 'signature', 'log_training', 'training_tags', 'size_of',
-           'log_file', 'TrainingRecord', 'record', 'overall', 'local', 'trials', 'every_run', 'Comparison', 'compare',
-           'differing', 'paired', 'side_by_side', 'intervals', 'plot_comparison']
+           'log_file', 'TrainingRecord', 'record', 'overall', 'local', 'log_search', 'log_trial', 'trials', 'every_run',
+           'Comparison', 'compare', 'differing', 'paired', 'side_by_side', 'intervals', 'plot_comparison']
 
 # %% ../../nbs/models/09_tracking.ipynb #98eed0de
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow when it is first imported
@@ -321,14 +322,13 @@ def plot_ic(
 
     known = ic.drop_nulls("rank_ic").sort("date")
     days, values = known["date"].to_list(), known["rank_ic"]
-    fig, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    axes[0].plot(days, values.cum_sum(), color=PALETTE["blue"])
-    axes[0].set(title="Rank IC, summed up")
-    axes[1].plot(days, values.rolling_mean(min(window, max(1, len(values)))), color=PALETTE["blue"])
-    axes[1].axhline(0, color=PALETTE["muted"], lw=0.8)
-    axes[1].set(title=f"Mean of {window} sessions")
-    for ax in axes:
-        ax.tick_params(axis="x", labelsize=7, rotation=30)
+    with style():
+        fig, axes = plt.subplots(1, 2, figsize=(8, 2.6))
+        axes[0].plot(days, values.cum_sum())
+        axes[0].set(title="Rank IC, summed up")
+        axes[1].plot(days, values.rolling_mean(min(window, max(1, len(values)))))
+        axes[1].axhline(0, color=PALETTE["muted"], lw=0.8)
+        axes[1].set(title=f"Mean of {window} sessions")
     return fig
 
 
@@ -340,15 +340,15 @@ def plot_weights(
     "What the model split on, and what moves its predictions: a feature that leads one list alone deserves a look."
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
-    tables = (gains.sort("gain", descending=True), "gain", "share of the gain"), (
-        shap.sort("mean_abs_shap", descending=True), "mean_abs_shap", "mean |SHAP value|",
-    )  # fmt: skip
-    for ax, (table, column, label) in zip(axes, tables, strict=True):
-        rows = table.head(top).reverse()
-        ax.barh(rows["feature"].to_list(), rows[column].to_numpy(), color=PALETTE["blue"])
-        ax.tick_params(axis="y", labelsize=7)
-        ax.set(xlabel=label)
+    sides = ((gains, "gain", "share of the gain"), (shap, "mean_abs_shap", "mean |SHAP value|"))
+    with style():
+        fig, axes = plt.subplots(1, 2, figsize=(8, 3.2))
+        for ax, (table, column, label) in zip(axes, sides, strict=True):
+            rows = table.sort(column, descending=True).head(top).reverse()
+            ax.barh(rows["feature"].to_list(), rows[column].to_numpy())
+            ax.tick_params(axis="y", labelsize=7)
+            ax.grid(visible=False)
+            ax.set(xlabel=label)
     return fig
 
 # %% ../../nbs/models/09_tracking.ipynb #f165eac2
@@ -530,13 +530,8 @@ def record(tracking: Tracking, run_id: str) -> TrainingRecord:
         tables = {path.stem: pl.read_parquet(path) for path in sorted(folder.glob("*.parquet"))}
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ModelError(f"the tables of run {run_id} cannot be read: {one_line(error)}") from error
-    return TrainingRecord(
-        run_id,
-        MappingProxyType(run.data.params),
-        overall(run),
-        MappingProxyType(run.data.tags),
-        MappingProxyType(tables),
-    )
+    told = (MappingProxyType(run.data.params), overall(run), MappingProxyType(run.data.tags), MappingProxyType(tables))
+    return TrainingRecord(run_id, *told)
 
 
 def overall(run: Run) -> dict[str, float]:
@@ -556,6 +551,60 @@ def local(tracking: Tracking, uri: str) -> Path:
         return Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=tracking.tracking_uri))
     except (MlflowException, OSError) as error:
         raise ModelError(f"the artifacts {uri} cannot be read: {one_line(error)}") from error
+
+# %% ../../nbs/models/09_tracking.ipynb #35270508
+def log_search(
+    tracking: Tracking,
+    search: Search,
+    card: ModelCard,
+    at: datetime,  # when
+) -> str:  # id of the run
+    "Record a search with all its trials."
+    client, experiment = tracking.client, tracking.experiment_id()
+    with reaching(tracking):
+        run_id = _search_run(client, experiment, search, card, at)
+        known = _trials_of(client, experiment, run_id)
+        for row in search.trials.filter(~pl.col("trial").is_in(known)).to_dicts():
+            log_trial(client, experiment, run_id, search, row, at)
+        found = search.deflated
+        said = {"rank_ic": search.rank_ic, "trials": search.trials.height, "deflated_sharpe": found.probability}
+        batch(client, run_id, said | {"best_sharpe": found.sharpe, "luck_sharpe": found.hurdle}, at)
+        client.set_tag(run_id, "verdict", search.verdict)
+        with TemporaryDirectory() as folder:
+            (Path(folder) / "tables").mkdir()
+            for name, table in {"trials": search.trials, "returns": search.returns}.items():
+                table.write_parquet(Path(folder) / "tables" / f"{name}.parquet")
+            client.log_artifacts(run_id, folder)
+        client.set_terminated(run_id)
+    return run_id
+
+
+def _search_run(client: MlflowClient, experiment: str, search: Search, card: ModelCard, at: datetime) -> str:
+    asked = f"tags.{KIND} = '{SEARCH}' and tags.search = '{search.name}'"
+    if known := client.search_runs([experiment], asked):
+        return str(known[0].info.run_id)
+    tags = {KIND: SEARCH, "search": search.name, "seed": str(search.seed), "until": search.until.isoformat()}
+    name = f"search through {search.until}"
+    run_id = client.create_run(experiment, int(at.timestamp() * 1000), tags | card.tags(), name).info.run_id
+    batch(client, run_id, {}, at, params={"searched": ", ".join(search.space), **search.config.params()})
+    return str(run_id)
+
+
+def _trials_of(client: MlflowClient, experiment: str, run_id: str) -> list[int]:
+    runs = every_run(client, experiment, f"tags.`mlflow.parentRunId` = '{run_id}'")
+    return [int(run.data.tags["trial"]) for run in runs if run.info.status != "RUNNING"]
+
+
+def log_trial(
+    client: MlflowClient, experiment: str, parent: str, search: Search, row: Mapping[str, Any], at: datetime
+) -> None:
+    "One trial: what was tried, and what it showed or why it failed."
+    failed = row["state"] != "complete"
+    tags = {KIND: TRIAL, "trial": str(row["trial"])} | ({"reason": str(row["reason"])} if failed else {})
+    run_id = child(client, experiment, parent, f"trial {row['trial']}", tags, at)
+    showed = {"rank_ic": row["rank_ic"], "long_short_sharpe": row["sharpe"], "trees": row["trees"]}
+    batch(client, run_id, showed, at, params={name: row[name] for name in search.space})
+    client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
 
 # %% ../../nbs/models/09_tracking.ipynb #602b7274
 TRIALS: dict[str, Any] = {"run_id": pl.String, "kind": pl.String, "sharpe": pl.Float64, "at": pl.Datetime("us", "UTC")}
@@ -577,17 +626,17 @@ def trials(
     return pl.DataFrame(found, schema=TRIALS, orient="row").sort("at", "run_id")
 
 
-def every_run(client: MlflowClient, experiment: str) -> Iterator[Run]:
+def every_run(client: MlflowClient, experiment: str, which: str = "") -> Iterator[Run]:
     "All runs of an experiment, page by page."
     token = None
     while True:
-        page = client.search_runs([experiment], max_results=1000, page_token=token)
+        page = client.search_runs([experiment], which, max_results=1000, page_token=token)
         yield from page
         token = page.token
         if not token:
             return
 
-# %% ../../nbs/models/09_tracking.ipynb #35270508
+# %% ../../nbs/models/09_tracking.ipynb #ad7e333e
 @dataclass(frozen=True, eq=False)
 class Comparison:
     "Two trainings side by side."
@@ -688,14 +737,13 @@ def plot_comparison(found: Comparison, names: tuple[str, str] = ("A", "B")) -> F
     import matplotlib.pyplot as plt
 
     days = found.daily.drop_nulls("difference")
-    fig, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    for column, name, colour in zip(("a", "b"), names, ("blue", "amber"), strict=True):
-        axes[0].plot(days["date"], days[column].cum_sum(), color=PALETTE[colour], label=name)
-    axes[0].set(title="Rank IC, summed up")
-    axes[0].legend(frameon=False)
-    axes[1].plot(days["date"], days["difference"].cum_sum(), color=PALETTE["teal"])
-    axes[1].axhline(0, color=PALETTE["muted"], lw=0.8)
-    axes[1].set(title=f"{names[1]} less {names[0]}, summed up")
-    for ax in axes:
-        ax.tick_params(axis="x", labelsize=7, rotation=30)
+    with style():
+        fig, axes = plt.subplots(1, 2, figsize=(8, 2.6))
+        for column, name in zip(("a", "b"), names, strict=True):
+            axes[0].plot(days["date"].to_list(), days[column].cum_sum(), label=name)
+        axes[0].set(title="Rank IC, summed up")
+        axes[0].legend()
+        axes[1].plot(days["date"].to_list(), days["difference"].cum_sum(), color=PALETTE["teal"])
+        axes[1].axhline(0, color=PALETTE["muted"], lw=0.8)
+        axes[1].set(title=f"{names[1]} less {names[0]}, summed up")
     return fig
