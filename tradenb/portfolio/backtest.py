@@ -156,7 +156,7 @@ def signal_grid(
             f"predictions of {days[odd][0]}, which is not among the market's sessions {market.dates[0]} … {market.dates[-1]}"
         )
     cell = rows["symbol"].replace_strict(at, return_dtype=pl.Int64).to_numpy() * len(market.dates) + column
-    if len(np.unique(cell)) < len(cell):
+    if (np.bincount(cell) > 1).any():
         twice = rows.filter(rows.select("symbol", "date").is_duplicated()).row(0, named=True)
         raise InputError(f"{twice['symbol']} has two predictions on {twice['date']}, expected one")
     grid = np.full(market.shape, np.nan)

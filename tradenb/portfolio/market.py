@@ -121,7 +121,7 @@ def cut(market: Market, rows: slice | list[int], columns: slice) -> Market:
 # %% ../../nbs/portfolio/07_market.ipynb #c43ca2b9
 def _grid(bars: pl.DataFrame, dates: NDArray, symbols: Sequence[str]) -> dict[str, Floats]:
     cell = rows_by_run(bars, symbols) * len(dates) + columns_of(bars, dates)
-    if len(np.unique(cell)) < len(cell):
+    if (np.bincount(cell) > 1).any():
         raise DataError("market: two bars of one symbol on one day, expected one")
     out = {name: np.full((len(symbols), len(dates)), np.nan) for name in ("open", "close", "volume")}
     for name, values in out.items():
