@@ -29,7 +29,8 @@ from tradenb.models.registry import open_registry
 from tradenb.models.tracking import record as training_record
 from tradenb.models.tracking import trials as trainings
 from tradenb.portfolio.backtest import Backtest, Plan, backtest
-from tradenb.portfolio.market import Known, Market
+from tradenb.portfolio.capacity import capacity
+from tradenb.portfolio.market import Market
 from tradenb.portfolio.tearsheet import Evidence, Judgement, Sheet, evidence_of, judge, tearsheet
 from tradenb.trading import records
 from tradenb.trading.pages.train import SIMULATED
@@ -82,7 +83,7 @@ class Found:
     @property
     def figures(self) -> pl.DataFrame:  # figure, value, remark
         "The key figures, for a screen."
-        f, s, book = performance.performance(self.sheet.returns), self.judged.sharpe, self.sheet.book
+        f, s, book = self.sheet.book.metrics, self.judged.sharpe, self.sheet.book
         rows = [
             ("sessions", f"{book.daily.height:,}", f"{book.daily['date'][0]} to {book.daily['date'][-1]}"),
             ("annual return", text_of(f["annual_return"], "percent"), "compound, after costs"),
@@ -90,8 +91,8 @@ class Found:
             ("Sharpe ratio", text_of(f["sharpe"], "price"), f"{text_of(s.low, 'price')} to {text_of(s.high, 'price')} with 95% confidence"),
             ("deflated Sharpe", text_of(self.judged.deflated, "percent"), f"{self.judged.trials} tried, {text_of(self.judged.luck, 'price')} by luck"),
             ("deepest fall", text_of(f["max_drawdown"], "percent"), ""),
-            ("turnover", text_of(book.daily["turnover"].mean(), "percent"), "of equity a day"),
-            ("costs", text_of((book.daily["gross_return"] - book.daily["return"]).mean() * performance.TRADING_DAYS, "percent"), "of equity a year"),  # type: ignore[operator]
+            ("turnover", text_of(f["turnover"], "percent"), "of equity a day"),
+            ("costs", text_of(f["costs"], "percent"), "of equity a year"),
             ("orders", f"{book.orders.height:,}", f"fingerprint {book.fingerprint[:12]}"),
         ]  # fmt: skip
         return pl.DataFrame(rows, ["figure", "value", "remark"], orient="row")
@@ -103,10 +104,9 @@ def research(settings: Settings, ask: Ask) -> Found:
     source = within(source_of(settings, view, ask), ask.start, ask.end)
     plan = plan_of(settings, source, ask.costs)
     market = market_of(view, source.predictions, settings)
-    known = Known(market)
     say("trading the past")
-    book = backtest(source.predictions, market, plan, _ticking("trading the past"), known)
-    more = capacity_of(source.predictions, market, plan, known) if ask.capacity else None
+    book = backtest(source.predictions, market, plan, _ticking("trading the past"))
+    more = capacity_of(source.predictions, market, plan) if ask.capacity else None
     papers = papers_of(settings, view, source)
     said = plan_text(plan, source, papers, ask)
     record = hashlib.sha256(f"{book.fingerprint}\n{said}".encode()).hexdigest()
@@ -147,12 +147,12 @@ def from_version(settings: Settings, version: int) -> Source:
     if "predictions" not in kept.tables:
         raise DataError(f"version {version} of {registry.name} came from a file: it has no predictions out of sample")
     tables = kept.tables
-    evidence = Evidence(
-        tables["predictions"], tables["ic"], tables["fold_metrics"], tables["importance"], tables.get("shap")
-    )
+    predictions, ic, folds, importance = (tables[n] for n in ("predictions", "ic", "fold_metrics", "importance"))
+    horizon = int(kept.params.get("horizon", 1))
+    evidence = Evidence(predictions, ic, folds, importance, tables.get("shap"), horizon)
     recipe = dict(kept.params) | {"feature_hash": kept.tags.get("feature_hash", "")}
     return Source(
-        tables["predictions"],
+        predictions,
         evidence,
         f"{registry.name}, version {version}",
         recipe,
@@ -216,17 +216,10 @@ def _ticking(what: str) -> Any:
     return lambda done, of: say(f"{what} ({done}/{of})") if done % 21 == 0 or done == of else None
 
 
-def capacity_of(
-    predictions: pl.DataFrame, market: Market, plan: Plan, known: Known
-) -> pl.DataFrame:  # capital, sharpe, annual_return
+def capacity_of(predictions: pl.DataFrame, market: Market, plan: Plan) -> pl.DataFrame:
     "The same predictions with more money."
-    rows = []
-    for times in BIGGER:
-        much = replace(plan, capital=plan.capital * times)
-        label = f"trading ${text_of(float(much.capital), 'compact')}"
-        returns = backtest(predictions, market, much, _ticking(label), known).returns
-        rows.append((float(much.capital), performance.sharpe(returns), performance.annual_return(returns)))
-    return pl.DataFrame(rows, ["capital", "sharpe", "annual_return"], orient="row")
+    capitals = [float(plan.capital) * times for times in BIGGER]
+    return capacity(predictions, market, plan, capitals, lambda done, of: say(f"trading with more money ({done}/{of})"))
 
 
 # ---- how many were tried

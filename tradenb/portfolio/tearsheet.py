@@ -43,6 +43,7 @@ from tradenb.core.report import (
 )
 from ..models import inference, metrics, performance
 from ..models.inference import Interval, Trials
+from .capacity import half_capacity, repriced
 
 if TYPE_CHECKING:
     from tradenb.models.training import TrainingResult
@@ -54,8 +55,8 @@ __all__ = ['CONFIDENT', 'MOST', 'FALLS', 'YEARS', 'WINDOWS', 'MONTHS', 'SPANS', 
            'equity_chart', 'drawdown_chart', 'worst_falls', 'month_table', 'year_table', 'rolling_sharpe_chart',
            'distribution_chart', 'shape_facts', 'exposure_chart', 'turnover_chart', 'rolling_ic', 'ic_chart',
            'ic_months', 'quantile_chart', 'decay_chart', 'importance_charts', 'folds_chart', 'folds_table',
-           'cost_sensitivity', 'break_even', 'cost_chart', 'capacity_chart', 'costs_chart', 'cost_table',
-           'trials_chart', 'papers', 'sections', 'tearsheet']
+           'charged_again', 'break_even', 'cost_chart', 'capacity_chart', 'costs_chart', 'cost_table', 'trials_chart',
+           'papers', 'sections', 'tearsheet']
 
 # %% ../../nbs/portfolio/09_tearsheet.ipynb #060cefb7
 @dataclass(frozen=True, eq=False)
@@ -67,16 +68,13 @@ class Evidence:
     folds: pl.DataFrame  # one row per fold: fold, train_start … test_end, trees, metrics
     importance: pl.DataFrame  # feature, gain (share of the total)
     shap: pl.DataFrame | None = None  # feature, mean_abs_shap
-    decay: pl.DataFrame | None = None  # horizon, rank_ic, low, high
+    horizon: int = 1  # sessions that a label covers
 
 
-def evidence_of(
-    result: TrainingResult,
-    decay: pl.DataFrame | None = None,  # horizon, rank_ic, low, high
-) -> Evidence:
+def evidence_of(result: TrainingResult) -> Evidence:
     "The evidence of a training."
-    shap = getattr(result, "shap", None)
-    return Evidence(result.predictions, result.ic, result.fold_metrics, result.importance, shap, decay)
+    horizon = result.config.walk.horizon
+    return Evidence(result.predictions, result.ic, result.fold_metrics, result.importance, result.shap, horizon)
 
 # %% ../../nbs/portfolio/09_tearsheet.ipynb #d95f2e25
 @dataclass(frozen=True, eq=False)
@@ -88,7 +86,7 @@ class Sheet:
     trials: (
         Trials | Sequence[float]
     ) = ()  # the annualised Sharpe ratio of every variant that was tried, this one among them; or their number and variance; empty: it alone
-    capacity: pl.DataFrame | None = None  # capital, sharpe, annual_return …: the same predictions with more money
+    capacity: pl.DataFrame | None = None  # of `tradenb.portfolio.capacity`: the same predictions with more money
     title: str = "Backtest"
     papers: Mapping[str, str] = field(default_factory=dict)  # where it comes from: model, vintage, hashes, seed
     warnings: tuple[str, ...] = ()  # what casts doubt on every figure, such as a universe of survivors
@@ -183,8 +181,7 @@ def _incidents(book: Backtest) -> list[str]:
 
 def key_figures(sheet: Sheet, judged: Judgement) -> Block:
     "The record in eight figures."
-    f, daily = performance.performance(sheet.returns), sheet.book.daily
-    cost = float((daily["gross_return"] - daily["return"]).mean() or 0) * performance.TRADING_DAYS  # type: ignore[arg-type]
+    f = sheet.book.metrics
     known = {
         "Annual return": (text_of(f["annual_return"], "change"), "compound, after costs"),
         "Sharpe ratio": (_ratio(f["sharpe"]), f"{_ratio(judged.sharpe.low)} to {_ratio(judged.sharpe.high)}, 95%"),
@@ -194,8 +191,8 @@ def key_figures(sheet: Sheet, judged: Judgement) -> Block:
         ),
         "Volatility": (text_of(f["volatility"], "percent"), "a year"),
         "Deepest fall": (text_of(f["max_drawdown"], "percent"), f"Calmar ratio {_ratio(f['calmar'])}"),
-        "Turnover": (text_of(daily["turnover"].mean(), "percent"), "of equity traded a day"),
-        "Costs": (text_of(cost, "percent"), "of equity a year"),
+        "Turnover": (text_of(f["turnover"], "percent"), "of equity traded a day"),
+        "Costs": (text_of(f["costs"], "percent"), "of equity a year"),
     }
     return tiles(
         known
@@ -208,7 +205,7 @@ def key_figures(sheet: Sheet, judged: Judgement) -> Block:
 
 
 def _ic_tile(evidence: Evidence) -> dict[str, tuple[str, str]]:
-    ic = inference.newey_west(evidence.ic["rank_ic"])
+    ic = inference.newey_west(evidence.ic["rank_ic"], horizon=evidence.horizon)
     return {"Rank IC": (f"{ic.value:.4f}".replace("-", "−"), f"{ic.low:.4f} to {ic.high:.4f}, 95%".replace("-", "−"))}
 
 # %% ../../nbs/portfolio/09_tearsheet.ipynb #d5edcaac
@@ -326,9 +323,9 @@ def distribution_chart(returns: np.ndarray, width: float = HALF) -> Block:
         )
 
 
-def shape_facts(returns: np.ndarray) -> Block:
-    "The shape of the returns in numbers."
-    f = performance.performance(returns)
+def shape_facts(book: Backtest) -> Block:
+    "The shape of the returns in numbers, and what they owe to the market."
+    f, returns = book.metrics, book.returns.to_numpy()
     known = {
         "Best and worst session": f"{text_of(returns.max(), 'change')} and {text_of(returns.min(), 'change')}",
         "Sessions that gained": text_of(f["hit_rate"], "percent"),
@@ -337,6 +334,8 @@ def shape_facts(returns: np.ndarray) -> Block:
         "Kurtosis (normal: 3)": _ratio(f["kurtosis"]),
         "Worst 5% of sessions begin at": text_of(f["value_at_risk"], "percent"),
         "and are on average": text_of(f["expected_shortfall"], "percent"),
+        "Beta to the equal-weight universe": _ratio(f["beta"]),
+        "Alpha a year beside it": text_of(f["alpha"], "percent"),
     }
     return facts(known, "The shape of the returns")
 
@@ -359,27 +358,35 @@ def rolling_ic(
     ic: pl.DataFrame,  # date, rank_ic
     window: int = 126,  # sessions
     every: int = 5,
+    horizon: int = 1,  # sessions that a label covers
 ) -> pl.DataFrame:  # date, mean, low, high (95 %)
     "Mean rank IC of a moving window with its Newey–West interval."
     known = ic.filter(pl.col("rank_ic").is_finite()).sort("date")
     values, days = known["rank_ic"].to_numpy(), known["date"].to_list()
     ends = range(len(values), window - 1, -every)[::-1]
-    found = [(days[end - 1], inference.newey_west(values[end - window : end])) for end in ends]
+    found = [(days[end - 1], inference.newey_west(values[end - window : end], horizon=horizon)) for end in ends]
     rows = [(day, i.value, i.low, i.high) for day, i in found]
     return pl.DataFrame(
         rows, {"date": pl.Date, "mean": pl.Float64, "low": pl.Float64, "high": pl.Float64}, orient="row"
     )
 
 
-def ic_chart(ic: pl.DataFrame, window: int = 126) -> Block:
+def ic_chart(ic: pl.DataFrame, window: int = 126, horizon: int = 1) -> Block:
     "The rank IC over time, with how sure one can be of it."
     window = min(window, max(ic.height // 3, 10))
-    overall = inference.newey_west(ic["rank_ic"])
+    overall = inference.newey_west(ic["rank_ic"], horizon=horizon)
     caption = f"Mean of {window} sessions with its 95% band; of the whole record {overall.value:.4f} ({overall.low:.4f} to {overall.high:.4f}). Look for a level above zero that does not sink".replace(
         "-", "−"
     )
     return band(
-        rolling_ic(ic, window), "date", "mean", "low", "high", "Rank information coefficient", "number", caption
+        rolling_ic(ic, window, horizon=horizon),
+        "date",
+        "mean",
+        "low",
+        "high",
+        "Rank information coefficient",
+        "number",
+        caption,
     )
 
 
@@ -395,8 +402,9 @@ MONTHS = "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "
 
 # %% ../../nbs/portfolio/09_tearsheet.ipynb #591c3c6e
 def quantile_chart(predictions: pl.DataFrame, quantiles: int = 5, width: float = HALF) -> Block:
-    "Mean next return by quantile of the prediction."
-    found = metrics.quantile_returns(predictions, quantiles)
+    "Mean next return by quantile of the prediction, beside the mean of all names: what the market did is taken out."
+    above = pl.col("label") - pl.col("label").mean().over("date")
+    found = metrics.quantile_returns(metrics.known(predictions).with_columns(label=above), quantiles)
     means, errors = found["mean"].to_numpy() * 1e4, found["error"].fill_null(0.0).to_numpy() * 2e4
     with style():
         figure, axes = canvas(2.6, width)
@@ -410,24 +418,35 @@ def quantile_chart(predictions: pl.DataFrame, quantiles: int = 5, width: float =
         return chart(
             figure,
             "Next return by quantile",
-            f"Basis points a session, two standard errors; {quantiles} holds the highest predictions. Look for a staircase: steps at one end alone are half a model",
+            f"Basis points a session above the mean of all names, two standard errors; {quantiles} holds the highest predictions. Look for a staircase",
         )
 
 
-def decay_chart(decay: pl.DataFrame, width: float = HALF) -> Block:
-    "Rank IC of today's prediction with returns over longer horizons."
-    mean = decay["rank_ic"].to_numpy()
-    error = np.vstack([mean - decay["low"].to_numpy(), decay["high"].to_numpy() - mean])
+def decay_chart(predictions: pl.DataFrame, width: float = HALF) -> Block:
+    "Rank IC with the returns of later sessions, and with those of longer holding."
+    found = metrics.decay(predictions)
     with style():
         figure, axes = canvas(2.6, width)
-        axes.errorbar(decay["horizon"].to_list(), mean, error, marker="o", markersize=4, capsize=2, elinewidth=1)
+        for name, label in (("late", "return of that session alone"), ("held", "return over all of them")):
+            error = [(found[name] - found[f"{name}_low"]).to_list(), (found[f"{name}_high"] - found[name]).to_list()]
+            axes.errorbar(
+                found["sessions"].to_list(),
+                found[name].to_list(),
+                error,
+                marker="o",
+                markersize=3.5,
+                capsize=2,
+                elinewidth=0.8,
+                label=label,
+            )
         axes.axhline(0, color=PALETTE["muted"], linewidth=0.8)
-        axes.set_xticks(decay["horizon"].to_list())
+        axes.set_xticks(found["sessions"].to_list())
+        axes.legend(loc="upper right")
         scale(axes, "score")
         return chart(
             figure,
             "How long a prediction holds",
-            "Rank IC by sessions held, 95% intervals; one that lasts can be traded more slowly, and hence more cheaply",
+            "Rank IC by sessions ahead, 95% intervals; what lasts can be traded more slowly, and hence more cheaply",
         )
 
 # %% ../../nbs/portfolio/09_tearsheet.ipynb #9f2feff3
@@ -476,13 +495,13 @@ def folds_table(folds: pl.DataFrame) -> Block:
 MULTIPLES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 
 
-def cost_sensitivity(
-    daily: pl.DataFrame,  # gross_return, return
+def charged_again(
+    book: Backtest,
     multiples: Sequence[float] = MULTIPLES,
-) -> pl.DataFrame:  # multiple, annual_return, sharpe
+) -> pl.DataFrame:  # multiple, annual_return, sharpe; without those that leave nothing
     "The record of the same orders, had they cost a multiple."
-    gross, cost = daily["gross_return"].to_numpy(), (daily["gross_return"] - daily["return"]).to_numpy()
-    rows = [(m, performance.annual_return(gross - m * cost), performance.sharpe(gross - m * cost)) for m in multiples]
+    priced = {m: found["return"] for m in multiples if (found := repriced(book, m)) is not None}
+    rows = [(m, performance.annual_return(r), performance.sharpe(r)) for m, r in priced.items()]
     return pl.DataFrame(rows, {"multiple": pl.Float64, "annual_return": pl.Float64, "sharpe": pl.Float64}, orient="row")
 
 
@@ -492,9 +511,9 @@ def break_even(daily: pl.DataFrame) -> float:  # ∞ where trading was free
     return float(daily["gross_return"].sum()) / cost if cost > 0 else math.inf
 
 
-def cost_chart(daily: pl.DataFrame, width: float = HALF) -> Block:
+def cost_chart(book: Backtest, width: float = HALF) -> Block:
     "The net Sharpe ratio by a multiple of the costs."
-    found, most = cost_sensitivity(daily), break_even(daily)
+    found, most = charged_again(book), break_even(book.daily)
     said = (
         "before costs there was nothing to lose"
         if most < 0
@@ -511,20 +530,33 @@ def cost_chart(daily: pl.DataFrame, width: float = HALF) -> Block:
 
 # %% ../../nbs/portfolio/09_tearsheet.ipynb #3e840ec8
 def capacity_chart(capacity: pl.DataFrame, width: float = HALF) -> Block:
-    "The net Sharpe ratio by capital."
+    "The Sharpe ratio by capital, before and after costs."
+    half = half_capacity(capacity)
+    said = (
+        f"half of the return is left at ${text_of(half, 'compact')}"
+        if math.isfinite(half)
+        else "where the lines part, the market begins to notice"
+    )
     with style():
         figure, axes = canvas(2.6, width)
-        axes.plot(capacity["capital"].to_list(), capacity["sharpe"].to_list(), marker="o", markersize=4)
+        axes.plot(
+            capacity["capital"].to_list(), capacity["sharpe"].to_list(), marker="o", markersize=4, label="after costs"
+        )
+        axes.plot(
+            capacity["capital"].to_list(),
+            capacity["gross_sharpe"].to_list(),
+            marker="o",
+            markersize=3,
+            linewidth=0.9,
+            label="before",
+        )
         axes.axhline(0, color=PALETTE["muted"], linewidth=0.8)
         axes.set_xscale("log")
         axes.set_xticks(capacity["capital"].to_list(), ["$" + text_of(v, "compact") for v in capacity["capital"]])
         axes.minorticks_off()
+        axes.legend(loc="lower left")
         scale(axes, "price")
-        return chart(
-            figure,
-            "Sharpe ratio by capital",
-            "The same predictions with more money; where the line bends, the market begins to notice",
-        )
+        return chart(figure, "Sharpe ratio by capital", f"The same predictions with more money: {said}")
 
 
 COSTS = "commission", "spread", "impact", "borrow"
@@ -543,15 +575,13 @@ def costs_chart(daily: pl.DataFrame) -> Block:
     )
 
 
-def cost_table(daily: pl.DataFrame) -> Block:
+def cost_table(book: Backtest) -> Block:
     "What was paid, by kind, against what was traded and what there was."
-    years, traded = len(daily) / performance.TRADING_DAYS, float((daily["turnover"] * daily["equity"]).sum())
-    equity = float(daily["equity"].mean() or math.nan)  # type: ignore[arg-type]
-    paid = {name: float(daily[name].sum()) for name in COSTS}
-    rows = [
-        (name.capitalize(), usd, usd / traded if traded else 0.0, usd / equity / years)
-        for name, usd in (paid | {"total": sum(paid.values())}).items()
-    ]
+    traded, a_year = float(book.orders["value"].sum()), book.metrics
+    paid = {name: float(book.daily[name].sum()) for name in COSTS}
+    rows = [(name.capitalize(), usd, usd / traded if traded else None, a_year[name]) for name, usd in paid.items()]
+    total = sum(paid.values())
+    rows.append(("Total", total, total / traded if traded else None, a_year["costs"]))
     frame = pl.DataFrame(rows, ["cost", "usd", "of_traded", "a_year"], orient="row")
     shown: dict[str, Column] = {
         "cost": ("Cost", "text"),
@@ -610,7 +640,7 @@ def sections(sheet: Sheet, judged: Judgement) -> list[Section]:
     book, daily = sheet.book, sheet.book.daily
     parts = [
         Section("Earnings", "What a dollar became, and what it went through on the way.", (equity_chart(book), drawdown_chart(daily), worst_falls(daily), month_table(daily), year_table(book))),
-        Section("Steadiness", "Whether the record is a level or a lucky stretch.", (rolling_sharpe_chart(daily), side_by_side(distribution_chart(sheet.returns), shape_facts(sheet.returns)))),
+        Section("Steadiness", "Whether the record is a level or a lucky stretch.", (rolling_sharpe_chart(daily), side_by_side(distribution_chart(sheet.returns), shape_facts(book)))),
         Section("Holdings", "How much was at stake, on which side, and how often it changed.", (side_by_side(exposure_chart(daily), turnover_chart(daily)),)),
     ]  # fmt: skip
     if sheet.evidence:
@@ -635,18 +665,18 @@ def sections(sheet: Sheet, judged: Judgement) -> list[Section]:
 
 
 def _prediction_blocks(evidence: Evidence) -> list[Block]:
-    before = [ic_chart(evidence.ic), ic_months(evidence.ic)]
-    if evidence.decay is None:
+    before = [ic_chart(evidence.ic, horizon=evidence.horizon), ic_months(evidence.ic)]
+    if evidence.horizon > 1:
         return [*before, quantile_chart(evidence.predictions, width=FULL)]
-    return [*before, side_by_side(quantile_chart(evidence.predictions), decay_chart(evidence.decay))]
+    return [*before, side_by_side(quantile_chart(evidence.predictions), decay_chart(evidence.predictions))]
 
 
 def _cost_blocks(sheet: Sheet) -> list[Block]:
     daily = sheet.book.daily
-    paid = [costs_chart(daily), cost_table(daily)]
+    paid = [costs_chart(daily), cost_table(sheet.book)]
     if sheet.capacity is None:
-        return [cost_chart(daily, FULL), *paid]
-    return [side_by_side(cost_chart(daily), capacity_chart(sheet.capacity)), *paid]
+        return [cost_chart(sheet.book, FULL), *paid]
+    return [side_by_side(cost_chart(sheet.book), capacity_chart(sheet.capacity)), *paid]
 
 
 def tearsheet(
