@@ -1,8 +1,9 @@
 "The books balance to the cent, nothing is known too early, and what is earned is what the rule's positions earned."
 
 from dataclasses import FrozenInstanceError, replace
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
+from uuid import UUID
 
 import numpy as np
 import polars as pl
@@ -13,11 +14,12 @@ from polars.testing import assert_frame_equal
 
 from tradenb.core.errors import InputError
 from tradenb.core.settings import load
+from tradenb.exchange import accounts as exchange
 from tradenb.features.labels import label
 from tradenb.features.panel import Panel, random_panel
 from tradenb.market.demo import simulate
 from tradenb.models.metrics import long_short_returns
-from tradenb.portfolio.backtest import Backtest, Plan, backtest
+from tradenb.portfolio.backtest import ZERO, Account, Backtest, Plan, backtest
 from tradenb.portfolio.constructors import (
     BetaNeutral,
     SectorNeutral,
@@ -514,3 +516,37 @@ def test_every_rule_runs_and_sees_nothing_of_the_future(rule, sectors):
     day = market.dates[-12].item()
     short = backtest(predictions.filter(pl.col("date") <= day), market.until(day), plan)
     assert_frame_equal(short.orders, whole.orders.filter(pl.col("date") <= day), check_exact=True)
+
+
+# --- the account is the exchange's -----------------------------------------------------------------------------
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("trade"), st.integers(-300, 300).filter(bool), st.decimals("0.01", "900", places=2)),
+        st.tuples(st.just("split"), st.sampled_from([2.0, 3.0, 1.05, 0.1, 0.333]), st.none()),
+        st.tuples(st.just("dividend"), st.floats(0.001, 5).map(lambda x: round(x, 4)), st.none()),
+        st.tuples(st.just("delisting"), st.floats(0, 90).map(lambda x: round(x, 2)), st.none()),
+    ),
+    max_size=12,
+)
+
+
+@given(steps)
+def test_trades_and_events_are_booked_as_the_exchange_books_them(steps):
+    ours, theirs = Account(Decimal(0)), exchange.Account()
+    at, day, owner = datetime(2024, 1, 2, tzinfo=UTC), date(2024, 1, 2), UUID(int=1)
+    for kind, amount, price in steps:
+        if kind == "trade":
+            shares = Decimal(amount)
+            ours.trade(0, shares, price, 1)
+            fill = exchange.Activity("x", exchange.Kind.FILL, at, day, -shares * price, "A", shares, price)
+            theirs = exchange.book(theirs, fill)
+        elif (held := theirs.positions.get("A")) is not None:
+            value = Decimal(repr(amount))
+            action = exchange.Action("A", day, kind, value if kind == "split" else Decimal(1), ZERO if kind == "split" else value)  # fmt: skip
+            theirs = exchange.fold(exchange.action_activities(owner, held, action, at), theirs)
+            nothing = float("nan")
+            split, cash, final = {"split": (amount, 0.0, nothing), "dividend": (1.0, amount, nothing), "delisting": (1.0, 0.0, amount)}[kind]  # fmt: skip
+            ours.event(0, split, cash, final)
+    assert ours.cash == theirs.cash
+    assert ours.shares.get(0, ZERO) == theirs.qty("A")

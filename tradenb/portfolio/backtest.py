@@ -426,7 +426,7 @@ class Run:
         self.equity = equity = self.account.cash + long_value + short_value
         traded = sum((f.qty * f.price for f in fills if f.price is not None), ZERO)
         costs = sum(amounts[:4], ZERO)
-        base = max(equity, MICRO)
+        base = equity if equity > 0 else before  # the evening on which nothing is left
         self.daily.append((
             day, equity, (equity - before) / before, (equity - before + costs) / before, (long_value - short_value) / base, (long_value + short_value) / base,
             long_value, short_value, self.account.cash, traded / before, *amounts, sum(f.qty > 0 for f in fills), longs, shorts,
