@@ -120,14 +120,14 @@ def test_scipy_finds_no_better_book(name, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_impact_by_tangents_costs_next_to_nothing_against_the_true_curve(seed):
+def test_impact_by_tangents_loses_less_than_a_twentieth_of_the_best_value_by_the_true_curve(seed):
     rule = MeanVariance(20, impact=1.0, capital=1e7)
     predictions, ctx = day(seed, held=False)
     table = Day(predictions, ctx)
     k = numbers_of(rule, table, part(rule, table))
     theirs, _ = slsqp(k)
     lost = worth(k, theirs) - worth(k, solve(k))
-    assert -1e-9 <= lost <= 0.02 * worth(k, theirs)
+    assert -1e-9 <= lost <= 0.05 * worth(k, theirs)
 
 
 @given(seed=st.integers(0, 1000), aversion=st.floats(1, 100))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tradenb.core.errors import InputError
-from tradenb.portfolio.weights import long_short, normalise
+from tradenb.portfolio.weights import LongOnly, LongShort, context, long_short, normalise, slope
 
 values = st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=2, max_size=60)
 
@@ -71,3 +71,44 @@ def test_impossible_groups_are_refused_with_their_numbers(top, bottom, message):
 def test_a_symbol_given_twice_is_refused():
     with pytest.raises(InputError, match="twice: A"):
         long_short(pl.DataFrame({"symbol": ["A", "A"], "predicted_return": [0.1, 0.2]}), 1, 1)
+
+
+# --- the plain constructors
+
+
+def test_the_constructor_gives_the_functions_values_to_the_last_bit():
+    predictions = day([0.3, 0.1, -0.2, 0.05, 0.0, 0.7])
+    table = LongShort(2, 1)(predictions, context(predictions["symbol"]))
+    assert table.drop("reason").equals(long_short(predictions, 2, 1))
+
+
+@given(st.integers(1, 50))
+def test_falling_weights_sum_to_one_and_fall_by_equal_steps(names):
+    weights = slope(names)
+    assert weights.sum() == pytest.approx(1)
+    assert np.diff(weights) == pytest.approx(-weights[-1])
+
+
+def test_a_held_name_without_a_row_is_closed_and_one_that_cannot_be_traded_stays_at_the_end():
+    predictions = day([0.3, 0.1, -0.2])
+    now = context(predictions["symbol"], held={"Y": 0.2, "Z": -0.1}, untradable=["Z"])
+    table = LongShort(1, 1)(predictions, now)
+    assert table["symbol"].to_list() == ["S00", "S01", "S02", "Z"]
+    assert table.row(3) == ("Z", None, None, -0.1, "NOT_TRADABLE: held=-0.1")
+    assert table["target_weight"].to_list() == pytest.approx([1, 0, -0.9, -0.1])
+
+
+def test_an_overfull_side_gets_nothing_new():
+    predictions = day([0.3, 0.1, -0.2])
+    now = context(predictions["symbol"], held={"Z": 1.2}, untradable=["Z"])
+    assert LongOnly(1)(predictions, now)["target_weight"].to_list() == [0, 0, 0, 1.2]
+
+
+def test_what_is_not_said_of_a_name_is_unknown():
+    now = context(
+        ["B", "A"], held={"C": 0.1, "D": 0.0}, sectors={"A": "X"}, returns={"A": [0.1, 0.2]}, dollar_volume={"B": 5.0}
+    )
+    assert now.symbols == ("A", "B", "C")
+    assert now.sectors == ("X", None, None)
+    np.testing.assert_array_equal(now.returns, [[0.1, np.nan, np.nan], [0.2, np.nan, np.nan]])
+    np.testing.assert_array_equal(now.dollar_volume, [np.nan, 5.0, np.nan])
