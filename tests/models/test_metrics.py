@@ -214,6 +214,15 @@ def test_charts_of_single_sessions_and_gaps_are_drawn():
     prediction[10] = 1.0
     ours = frame(prediction, label)
     daily = m.ic(ours).join(m.rank_ic(ours).drop("names"), on="date")
-    figures = [m.plot_ic(daily, window=20), m.plot_by_month(daily, "ic"), m.plot_calendar(daily)]
+    figures = [m.plot_ic(daily, window=20), m.plot_by_month(daily, "ic")]
     figures += [m.plot_quantiles(m.quantile_returns(ours.head(8))), m.plot_quantile_growth(ours, 3)]
     assert all(f.axes[0].has_data() for f in [*figures, m.plot_decay(m.decay(ours, [1, 2]))])
+
+
+def test_the_calendar_of_coefficients_weighs_months_by_their_sessions():
+    prediction, label = market(1, days=70, names=8)
+    daily = m.rank_ic(frame(prediction, label))
+    table = m.monthly_table(daily)
+    assert table["Year"].to_list() == pytest.approx([daily["rank_ic"].mean()])
+    assert table["Jan"][0] == pytest.approx(daily.filter(pl.col("date").dt.month() == 1)["rank_ic"].mean())
+    assert table["Dec"].to_list() == [None]

@@ -5,7 +5,6 @@
 # %% ../../nbs/models/02_metrics.ipynb #6d5f3484
 from __future__ import annotations
 
-import calendar
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -16,13 +15,13 @@ from numpy.typing import NDArray
 from ..core.errors import InputError
 from ..core.report import PALETTE, canvas, style
 from .inference import newey_west
-from .performance import Series, hit_rate, max_drawdown, mean, ratio, sharpe
+from .performance import Series, calendar_table, hit_rate, max_drawdown, mean, ratio, sharpe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['known', 'ic', 'rank_ic', 'icir', 'information', 'plot_ic', 'by_month', 'plot_by_month', 'plot_calendar', 'groups',
+__all__ = ['known', 'ic', 'rank_ic', 'icir', 'information', 'plot_ic', 'by_month', 'plot_by_month', 'monthly_table', 'groups',
            'long_short_returns', 'in_quantiles', 'quantile_series', 'quantile_returns', 'plot_quantiles',
            'plot_quantile_growth', 'decay', 'plot_decay', 'turnover', 'quantile_turnover', 'rank_autocorrelation',
            'summary']
@@ -147,31 +146,14 @@ def plot_by_month(
         axes.legend(loc="upper right")
     return figure
 
-# %% ../../nbs/models/02_metrics.ipynb #6b391eb0
-def plot_calendar(
-    daily: pl.DataFrame,  # date, rank_ic
+# %% ../../nbs/models/02_metrics.ipynb #9e311b05
+def monthly_table(
+    daily: pl.DataFrame,  # date and `column`
     column: str = "rank_ic",
-) -> Figure:
-    "The monthly means as a calendar of colours."
-    from matplotlib.colors import LinearSegmentedColormap
-
-    months = by_month(daily, column).drop_nulls("mean")
-    years, rows = np.unique(months["month"].dt.year().to_numpy(), return_inverse=True)
-    cells = np.full((len(years), 12), np.nan)
-    cells[rows, months["month"].dt.month().to_numpy() - 1] = months["mean"].to_numpy()
-    bound = 1.6 * max(float(np.nanmax(np.abs(cells), initial=0.0)), 1e-9)
-    tints = LinearSegmentedColormap.from_list("signed", [PALETTE["red"], "white", PALETTE["green"]])
-    with style():
-        figure, axes = canvas(0.6 + 0.32 * len(years))
-        axes.imshow(cells, cmap=tints, vmin=-bound, vmax=bound, aspect="auto")
-        for (row, month), value in np.ndenumerate(cells):
-            if np.isfinite(value):
-                axes.text(month, row, f"{value:.3f}", ha="center", va="center", fontsize=8)
-        axes.set_xticks(range(12), calendar.month_abbr[1:])
-        axes.set_yticks(range(len(years)), [str(y) for y in years])
-        axes.grid(visible=False)
-        axes.tick_params(length=0)
-    return figure
+) -> pl.DataFrame:  # year, Jan … Dec (null: no session), Year: means over sessions
+    "The monthly means as a calendar."
+    weighted = (pl.col("mean") * pl.col("sessions")).sum() / pl.col("sessions").sum()
+    return calendar_table(by_month(daily, column).drop_nulls("mean"), "mean", weighted)
 
 # %% ../../nbs/models/02_metrics.ipynb #55a7982c
 def groups(
