@@ -3962,6 +3962,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'tradenb/portfolio/optimiser.py'),
                                              'tradenb.portfolio.optimiser._needed': ( 'portfolio/optimiser.html#_needed',
                                                                                       'tradenb/portfolio/optimiser.py'),
+                                             'tradenb.portfolio.optimiser._net': ( 'portfolio/optimiser.html#_net',
+                                                                                   'tradenb/portfolio/optimiser.py'),
                                              'tradenb.portfolio.optimiser._neutral': ( 'portfolio/optimiser.html#_neutral',
                                                                                        'tradenb/portfolio/optimiser.py'),
                                              'tradenb.portfolio.optimiser._up': ( 'portfolio/optimiser.html#_up',

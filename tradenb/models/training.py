@@ -25,6 +25,7 @@ from ..features.panel import Panel
 from ..features.sets import FeatureSet
 from . import metrics
 from .drift import Reference, reference
+from .inference import Deflated, Interval, Trials, deflated_sharpe, newey_west
 from tradenb.models.regressors import (
     Bins,
     Ensemble,
@@ -47,10 +48,10 @@ if TYPE_CHECKING:
     from tradenb.core.settings import Settings
 
 # %% auto #0
-__all__ = ['Target', 'SHAP_ROWS', 'Progress', 'BORDER_ROWS', 'PART', 'Fit', 'TrainingConfig', 'training_config', 'learnt',
+__all__ = ['Target', 'SHAP_ROWS', 'Progress', 'BORDER_ROWS', 'PART', 'Fit', 'SURE', 'TrainingConfig', 'training_config', 'learnt',
            'rows_of', 'recency', 'wanted', 'targets', 'samples', 'fit', 'predict', 'plot_importance', 'newest', 'shap',
            'Golden', 'TrainingResult', 'in_words', 'Task', 'prepared', 'sharing', 'evenly', 'fits_of', 'bins_of',
-           'Steps', 'walked', 'train', 'retrain_due']
+           'Steps', 'walked', 'train', 'Verdict', 'verdict', 'retrain_due']
 
 # %% ../../nbs/models/07_training.ipynb #553266de
 Target = Literal["rank", "zscore", "return"]
@@ -506,6 +507,38 @@ def _result(
         shap(model, rows_of(block, newest(block.traded, SHAP_ROWS), whole)), spread, Golden(x, model.predict(x)),
         task.plan, task.final, block.dates, config, fset, seen,
     )  # fmt: skip
+
+# %% ../../nbs/models/07_training.ipynb #7b852a9e
+SURE = 0.95  # deflated Sharpe ratio from which on luck is no explanation
+
+
+@dataclass(frozen=True)
+class Verdict:
+    "What a record out of sample says."
+
+    rank_ic: Interval  # of the daily mean
+    deflated: Deflated  # of the long-short spread before costs
+
+    @property
+    def found(self) -> bool:
+        "Is there something here?"
+        return bool(self.rank_ic.low > 0 and self.deflated.probability >= SURE)
+
+    def __str__(self) -> str:
+        ic = self.rank_ic
+        return f"{'something' if self.found else 'nothing'} here: rank IC {ic.value:.4f}, 95 % interval {ic.low:.4f} to {ic.high:.4f}; {self.deflated}"
+
+
+def verdict(
+    predictions: pl.DataFrame,  # out of sample: date, symbol, prediction, label
+    config: TrainingConfig,
+    trials: Trials | None = None,  # recipes tried on these sessions; None: this one
+) -> Verdict:
+    "Whether a record is more than luck."
+    horizon = config.walk.horizon
+    spread = metrics.long_short_returns(predictions, config.top_n, config.bottom_n, horizon)["return"]
+    certain = newey_west(metrics.rank_ic(predictions)["rank_ic"], horizon=horizon)
+    return Verdict(certain, deflated_sharpe(spread, trials or Trials(1, 0.0)))
 
 # %% ../../nbs/models/07_training.ipynb #99124b39
 def retrain_due(
