@@ -141,7 +141,7 @@ def test_liveness_health_and_model_tell_what_is_served(house, client):
     assert (health.status_code, health.json()["status"]) == (200, "ok")
     assert health.json()["data"] == {"vintage": house.lake.vintage(), "last_session": str(AS_OF), "error": None}
     info = client.get("/api/v1/model/info").json()
-    assert (info["version"], info["num_features"], info["activated_by"]) == (house.versions[0], 158, "test")
+    assert (info["version"], info["num_features"], info["tags"]["activated_by"]) == (house.versions[0], 158, "test")
     assert "signals_generated_total" in client.get("/metrics").text
 
 

@@ -59,6 +59,11 @@ class Remembered(Generic[K, V]):
             self._results.move_to_end(key)
         return found.result() if found is not None else self._fill(key, promised, make)
 
+    def ready(self, key: K) -> V | None:
+        "The result under `key` if it is there already."
+        found = self._results.get(key)
+        return found.result() if found is not None and found.done() and found.exception() is None else None
+
     def _fill(self, key: K, promised: Future[V], make: Callable[[], V]) -> V:
         try:
             value = make()
@@ -306,6 +311,18 @@ class MarketReader:
         versions = lake.vintage()
         key = tuple(sorted(versions.items()))
         return self._views.get(key, lambda: View(lake, index_bars(lake), versions, key))
+
+    def warm(self, as_of: date | None, fset: FeatureSet) -> bool:
+        "Is the newest vintage known, and a plain answer for a session (None: the newest) worked out already?"
+        known = self._newest
+        if known is None or not known[0].is_newest():
+            return False
+        view = self._views.ready(tuple(sorted(known[1].vintage().items())))
+        if view is None:
+            return False
+        key, day = view.key, as_of or view.index.last
+        caches = ((self._inputs, (key, day, fset.hash)), (self._memberships, (key, day)), (self._endings, (key, day)))
+        return all(cache.ready(at) is not None for cache, at in caches)
 
     def membership(self, view: View, as_of: date) -> Membership:
         "Who belongs on a session."

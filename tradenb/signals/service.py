@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import asdict, dataclass
 from datetime import date, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import polars as pl
-from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Query, Response
+from fastapi.concurrency import run_in_threadpool
+from prometheus_client import Counter, Gauge
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 import tradenb
 from ..core.clock import Clock
-from ..core.errors import InputError, LakeError, TradenbError, one_line
+from ..core.errors import InputError, LakeError, NoModelError, TradenbError, one_line
 from ..core.logs import get_logger
 from ..core.settings import Constructor as ConstructorName
 from ..core.settings import Portfolio, Settings
@@ -30,12 +32,16 @@ from ..portfolio.constructors import constructor
 from ..portfolio.weights import Constructor
 from .generator import SignalSet, signals
 from .holder import ModelHolder, Repeated, Served
+from .monitor import Monitor
 from .reader import MarketReader, View
 
 # %% auto #0
-__all__ = ['Day', 'Symbol', 'Names', 'Version', 'Share', 'LEFT_OUT', 'GenerateRequest', 'Signal', 'Kept', 'LeftOut', 'Metadata',
-           'GenerateResponse', 'names_to_rank', 'rule', 'answer', 'left_out', 'to_json', 'Problem', 'refusals',
-           'create_app', 'add_health', 'add_signals', 'add_model']
+__all__ = ['Day', 'Symbol', 'Names', 'Version', 'Share', 'LEFT_OUT', 'REFUSALS', 'PLAIN_NAMES', 'GenerateRequest', 'Signal',
+           'Kept', 'LeftOut', 'Metadata', 'GenerateResponse', 'names_to_rank', 'rule', 'answer', 'left_out', 'to_json',
+           'Problem', 'refusals', 'ModelInfo', 'ModelTrouble', 'DataHealth', 'Moved', 'Watch', 'Health', 'Compared',
+           'Shadow', 'Reloaded', 'model_info', 'model_error', 'data_health', 'watch_of', 'Desk', 'open_desk',
+           'create_app', 'add_health', 'plain', 'respond', 'add_signals', 'add_model', 'shadow_of', 'add_gauges',
+           'gauge']
 
 # %% ../../nbs/signals/05_service.ipynb #5db585b4
 def _iso(value: object) -> object:
@@ -205,144 +211,355 @@ class Problem(BaseModel):
     code: str = Field(description="name of the error")
 
 
-def refusals(**examples: str) -> dict[int | str, dict[str, Any]]:  # for `responses=` of a route
-    "Declare answers other than the good one: `_422='what it says'`."
-    return {int(status.strip("_")): _refusal(int(status.strip("_")), detail) for status, detail in examples.items()}
+REFUSALS = {
+    400: ("HttpError", "the body is no text", "There was an error parsing the body"),
+    401: ("Unauthorised", "the key is missing or wrong", "X-API-Key is missing or wrong"),
+    403: ("Forbidden", "the service has no key configured", "this service has no API key configured, so nothing can be changed through it"),
+    409: ("NoModelError", "not in the present state of models and data", "no model of alpha158_ls is active: activate one, or run `tradenb train`"),
+    422: ("InputError", "the question is wrong", "unknown symbols: AAPL2, NOPE (2 of 2): the lake has no bar of them"),
+    503: ("ServiceUnavailable", "something that it depends on does not answer", "the model registry does not answer: is its database there?"),
+}  # fmt: skip
 
 
-def _refusal(status: int, detail: str) -> dict[str, Any]:
-    code, meaning = {
-        401: ("Unauthorised", "no key, or a wrong one"), 403: ("Forbidden", "the service has no key configured"),
-        409: ("NoModelError", "not in the present state of models and data"), 422: ("InputError", "the question is wrong"),
-        503: ("ServiceUnavailable", "something that it depends on does not answer"),
-    }[status]  # fmt: skip
-    example = {
-        "type": f"urn:tradenb:problem:{code}",
-        "title": meaning,
-        "status": status,
-        "detail": detail,
-        "code": code,
-    }
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:  # for `responses=` of a route
+    "Declare answers other than the good one."
+    return {status: _refusal(status, *REFUSALS[status]) for status in statuses}
+
+
+def _refusal(status: int, code: str, meaning: str, detail: str) -> dict[str, Any]:
+    example = {"type": f"urn:tradenb:problem:{code}", "title": code, "status": status, "detail": detail, "code": code}
     content = {"schema": Problem.model_json_schema(), "example": example}
     return {"description": meaning, "content": {"application/problem+json": content}}
 
+# %% ../../nbs/signals/05_service.ipynb #a95df463
+class ModelInfo(BaseModel):
+    "The model that answers."
+
+    name: str
+    version: int
+    kind: str = Field(description="lightgbm, ridge, xgboost or ensemble")
+    trained_through: date
+    feature_set: str
+    feature_hash: str
+    num_features: int
+    metrics: dict[str, float | None] = Field(description="out of sample, of the training")
+    tags: dict[str, str] = Field(description="vintage, settings_hash, code_version, digest, activated_by, …")
+    serving_since: datetime | None
+    load_seconds: float = Field(description="loading and proving it, while another answered")
+
+
+class ModelTrouble(BaseModel):
+    "Why the model in place is not the registry's champion."
+
+    reason: str
+    code: str
+    since: datetime = Field(description="of the first failure in a row")
+    attempts: int
+
+
+class DataHealth(BaseModel):
+    "What the lake holds."
+
+    vintage: dict[str, int]
+    last_session: date | None
+    error: str | None
+
+
+class Moved(BaseModel):
+    "An input, or the predictions, against the training."
+
+    name: str
+    psi: float = Field(description="population stability index")
+    usual: float = Field(description="the most in an equal stretch of the training's last year")
+
+
+class Watch(BaseModel):
+    "What the monitor last saw; null where there is nothing to see yet."
+
+    measured_at: datetime | None
+    drift_from: date | None
+    drift_to: date | None
+    worst: list[Moved]
+    realised_rank_ic: float | None
+    realised_low: float | None
+    realised_high: float | None
+    realised_sessions: int
+    challenger: int | None
+    rank_correlation: float | None = Field(description="with the challenger, newest session compared")
+    warnings: list[str]
+
+
+class Health(BaseModel):
+    "Can signals be made?"
+
+    status: Literal["ok", "degraded", "unavailable"]
+    version: str
+    model: ModelInfo | None
+    model_error: ModelTrouble | None
+    data: DataHealth
+    watch: Watch
+
+
+class Compared(BaseModel):
+    "Champion and challenger on one session."
+
+    as_of: date
+    champion: int
+    challenger: int
+    names: int
+    rank_correlation: float | None
+    long_overlap: float | None = Field(description="share of the champion's longs that the challenger buys too")
+    short_overlap: float | None
+
+
+class Shadow(BaseModel):
+    "The challenger beside the champion."
+
+    champion: int | None
+    challenger: int | None
+    model_error: ModelTrouble | None = Field(description="why the challenger is not the registry's")
+    sessions: list[Compared] = Field(description="newest first")
+
+
+class Reloaded(BaseModel):
+    "What a reload came to."
+
+    model_config = ConfigDict(protected_namespaces=())
+    reloaded: bool
+    model_version: int
+
+# %% ../../nbs/signals/05_service.ipynb #f10bcd3e
+def model_info(served: Served) -> ModelInfo | None:
+    "The model of one moment."
+    if (model := served.model) is None:
+        return None
+    shown = ("vintage", "settings_hash", "code_version", "digest", "activated_by", "activated_at", "activated_why")
+    return ModelInfo(
+        name=model.name, version=model.version, kind=model.fitted.kind, trained_through=model.trained_through,
+        feature_set=model.feature_set, feature_hash=model.feature_hash, num_features=len(model.feature_names),
+        metrics={k: _finite(v) for k, v in model.metrics.items() if not k.startswith("fold_")},
+        tags={k: model.tags[k] for k in shown if k in model.tags}, serving_since=served.since, load_seconds=served.load_s,
+    )  # fmt: skip
+
+
+def model_error(served: Served) -> ModelTrouble | None:
+    "What hinders a successor."
+    if (found := served.trouble) is None:
+        return None
+    return ModelTrouble(reason=found.reason, code=found.code, since=found.since, attempts=found.attempts)
+
+
+def data_health(market: MarketReader) -> DataHealth:
+    "The newest vintage."
+    try:
+        view = market.view()
+        return DataHealth(vintage=dict(view.vintage), last_session=view.index.last, error=None)
+    except LakeError as error:
+        return DataHealth(vintage={}, last_session=None, error=one_line(error))
+
+
+def watch_of(monitor: Monitor) -> Watch:
+    "What the monitor last saw of the model that answers."
+    seen, challenger, compared = monitor.watched, monitor.challenger.served.model, monitor.agreements
+    moved, skill = (seen.drift, seen.realised) if seen else (None, None)
+    worst = moved.table.head(3).select("name", "psi", "usual").to_dicts() if moved else []
+    return Watch(
+        measured_at=seen and seen.at, drift_from=moved and moved.start, drift_to=moved and moved.end,
+        worst=[Moved(**row) for row in worst],
+        realised_rank_ic=skill and _finite(skill.mean.value), realised_low=skill and _finite(skill.mean.low),
+        realised_high=skill and _finite(skill.mean.high), realised_sessions=skill.sessions if skill else 0,
+        challenger=challenger.version if challenger else None,
+        rank_correlation=_finite(compared[-1].rank_correlation) if compared and challenger else None,
+        warnings=monitor.warnings(),
+    )  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
 # %% ../../nbs/signals/05_service.ipynb #eaa5dbad
+@dataclass(frozen=True)
+class Desk:
+    "Everything that an answer is made of."
+
+    settings: Settings
+    clock: Clock
+    holder: ModelHolder
+    market: MarketReader
+    monitor: Monitor
+    background: Repeated  # of the monitor
+
+    def look(self) -> None:
+        "One look at the registry; the monitor looks at what came of it."
+        try:
+            self.holder.reload()
+        finally:
+            self.background.wake()
+
+
+def open_desk(settings: Settings, clock: Clock) -> Desk:
+    "Registry and lake of the settings."
+    holder = ModelHolder(open_registry(settings, clock=clock), clock)
+    market = MarketReader(open_lake(settings), settings.universe, settings.features.engine)
+    monitor = Monitor(settings, holder, market, clock)
+    return Desk(settings, clock, holder, market, monitor, Repeated("model monitor", monitor.look))
+
+
 def create_app(
     settings: Settings,
     clock: Clock,
 ) -> FastAPI:  # to be served on settings.services.signals_port, or on a free port
     "The signal service; it loads the champion when it starts, and starts without one too."
-    holder = ModelHolder(open_registry(settings, clock=clock), clock)
-    market = MarketReader(open_lake(settings), settings.universe, settings.features.engine)
-    poll = Repeated("registry poll", holder.reload, settings.signals.poll_s)
+    desk = open_desk(settings, clock)
+    poll = Repeated("registry poll", desk.look, settings.signals.poll_s)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        with contextlib.suppress(TradenbError):
-            holder.reload()
+        desk.background.start()
+        with contextlib.suppress(TradenbError):  # told on /health, tried again by the poll
+            desk.look()
         poll.start()
         yield
         poll.stop()
+        desk.background.stop()
 
     app = web_app("signals", "Ranks the universe and says what to hold.", lifespan)
-    app.state.holder, app.state.market = holder, market
-    add_health(app, holder, market)
-    add_signals(app, holder, market, settings, clock)
+    app.state.desk = desk
+    add_health(app, desk)
+    add_signals(app, desk)
     secret = settings.services.api_key
-    add_model(app, holder, secret.get_secret_value() if secret else None)
+    add_model(app, desk, secret.get_secret_value() if secret else None)
+    add_gauges(app, desk)
     return app
 
-# %% ../../nbs/signals/05_service.ipynb #a95df463
-def add_health(app: FastAPI, holder: ModelHolder, market: MarketReader) -> None:
+# %% ../../nbs/signals/05_service.ipynb #7766c301
+def add_health(app: FastAPI, desk: Desk) -> None:
     "GET /health."
 
-    @app.get("/health", tags=["life"])
-    def health() -> JSONResponse:
-        "Can signals be made, from which model and which data? 503 when not."
-        served, data = holder.served, _data_health(market)
-        ready = served.model is not None and data["last_session"] is not None
-        status = "ok" if ready and served.trouble is None else "degraded" if ready else "unavailable"
-        body = {
-            "status": status,
-            "version": tradenb.__version__,
-            "model": _model_info(served),
-            "model_error": _trouble(served),
-            "data": data,
-        }
-        return JSONResponse(body, status_code=200 if ready else 503)
+    @app.get(
+        "/health",
+        tags=["life"],
+        response_model=Health,
+        responses={503: {"model": Health, "description": "no model, or no data"}},
+    )
+    def health() -> Response:
+        "Can signals be made, from which model and which data, and is the model still what it was? 503 when not."
+        served, data = desk.holder.served, data_health(desk.market)
+        ready = served.model is not None and data.last_session is not None
+        body = Health(
+            status="unavailable" if not ready else "degraded" if served.trouble else "ok", version=tradenb.__version__,
+            model=model_info(served), model_error=model_error(served), data=data, watch=watch_of(desk.monitor),
+        )  # fmt: skip
+        return Response(body.model_dump_json(), 200 if ready else 503, media_type="application/json")
+
+# %% ../../nbs/signals/05_service.ipynb #fcfddf80
+PLAIN_NAMES = 2_000  # more of them take longer than others should wait
 
 
-def _trouble(served: Served) -> dict[str, Any] | None:
-    if (found := served.trouble) is None:
-        return None
-    return {"reason": found.reason, "code": found.code, "since": found.since.isoformat(), "attempts": found.attempts}
+def plain(desk: Desk, model: LoadedModel, ask: GenerateRequest) -> bool:
+    "Is this a question of a few milliseconds?"
+    if ask.vintage is not None or ask.held is not None or len(ask.symbols or ()) > PLAIN_NAMES:
+        return False
+    _, made = rule(desk.settings, ask)
+    return not made.needs and desk.market.warm(ask.as_of_date, model.features)
 
 
-def _data_health(market: MarketReader) -> dict[str, Any]:
-    try:
-        view = market.view()
-        return {"vintage": dict(view.vintage), "last_session": view.index.last.isoformat(), "error": None}
-    except LakeError as error:
-        return {"vintage": {}, "last_session": None, "error": one_line(error)}
+def respond(desk: Desk, model: LoadedModel, ask: GenerateRequest, made: Counter) -> Response:
+    "The answer of one model, as JSON."
+    found, without, name, view = answer(model, desk.market, desk.settings, ask)
+    made.labels(model.version).inc(found.signals.height)
+    get_logger().info(
+        "signals_generated", model_version=model.version, as_of=str(found.as_of), names=found.signals.height
+    )
+    if desk.monitor.answered(view, found.as_of):
+        desk.background.wake()
+    metadata = Metadata(
+        model_version=model.version, strategy_name=desk.settings.run.strategy, constructor=name, as_of_date=found.as_of,
+        generated_at=desk.clock.now(), num_signals=found.signals.height, vintage=dict(view.vintage),
+    )  # fmt: skip
+    return Response(to_json(found, without, metadata), media_type="application/json")
 
 
-def _model_info(served: Served) -> dict[str, Any] | None:
-    if (model := served.model) is None:
-        return None
-    return {
-        "name": model.name, "version": model.version, "trained_through": model.trained_through.isoformat(),
-        "feature_set": model.feature_set, "feature_hash": model.feature_hash, "num_features": len(model.feature_names),
-        "metrics": {k: v for k, v in model.metrics.items() if not k.startswith("fold_")},
-        "serving_since": served.since.isoformat() if served.since else None, "load_seconds": served.load_s,
-        **{k: model.tags.get(k) for k in ("vintage", "settings_hash", "code_version", "digest", "activated_by", "activated_at", "activated_why")},
-    }  # fmt: skip
-
-# %% ../../nbs/signals/05_service.ipynb #f10bcd3e
-def add_signals(app: FastAPI, holder: ModelHolder, market: MarketReader, settings: Settings, clock: Clock) -> None:
+def add_signals(app: FastAPI, desk: Desk) -> None:
     "POST /api/v1/signals/generate."
     made = counter(app, "signals_generated", "Names ranked", ("model_version",))
 
     @app.post(
-        "/api/v1/signals/generate",
-        tags=["signals"],
-        response_model=GenerateResponse,
-        responses=refusals(
-            _409="no model of alpha158_ls is active: activate one, or run `tradenb train`",
-            _422="unknown symbols: AAPL2, NOPE (2 of 2): the lake has no bar of them",
-        ),
+        "/api/v1/signals/generate", tags=["signals"], response_model=GenerateResponse, responses=refusals(400, 409, 422)
     )
-    def generate_signals(ask: GenerateRequest) -> Response:
+    async def generate_signals(ask: GenerateRequest) -> Response:
         "Rank the names and give each its target weight. Changes nothing; the same question to the same model has the same answer."
-        model = holder.get()
-        found, without, name, view = answer(model, market, settings, ask)
-        made.labels(model.version).inc(found.signals.height)
-        get_logger().info(
-            "signals_generated", model_version=model.version, as_of=str(found.as_of), names=found.signals.height
-        )
-        metadata = Metadata(
-            model_version=model.version, strategy_name=settings.run.strategy, constructor=name, as_of_date=found.as_of,
-            generated_at=clock.now(), num_signals=found.signals.height, vintage=dict(view.vintage),
-        )  # fmt: skip
-        return Response(to_json(found, without, metadata), media_type="application/json")
+        model = desk.holder.get()  # the one moment at which the model is looked at
+        if plain(desk, model, ask):
+            return respond(desk, model, ask, made)
+        return await run_in_threadpool(respond, desk, model, ask, made)
 
-# %% ../../nbs/signals/05_service.ipynb #7766c301
-def add_model(app: FastAPI, holder: ModelHolder, api_key: str | None) -> None:
-    "GET /api/v1/model/info and POST /api/v1/model/reload."
+# %% ../../nbs/signals/05_service.ipynb #8a6bcff0
+def add_model(app: FastAPI, desk: Desk, api_key: str | None) -> None:
+    "What answers, what would, and the change from one to the other."
     reloads = counter(app, "model_reloads", "Reloads asked for", ("outcome",))
 
-    @app.get("/api/v1/model/info", tags=["model"])
-    def info() -> dict[str, Any]:
+    @app.get("/api/v1/model/info", tags=["model"], response_model=ModelInfo, responses=refusals(409))
+    def info() -> ModelInfo:
         "The model that answers now."
-        holder.get()
-        return _model_info(holder.served) or {}
+        served = desk.holder.served
+        if (found := model_info(served)) is None:
+            raise NoModelError(served.trouble.reason if served.trouble else "no model is loaded")
+        return found
 
-    @app.post("/api/v1/model/reload", tags=["model"], dependencies=[require_key(api_key)])
-    def reload() -> dict[str, Any]:
+    @app.get("/api/v1/model/shadow", tags=["model"], response_model=Shadow, responses=refusals(409, 422))
+    def shadow(as_of_date: Annotated[Day | None, Query(description="score this session now")] = None) -> Shadow:
+        "How the challenger sees the sessions that were asked about."
+        if as_of_date is not None:
+            desk.monitor.compare(desk.market.view(), as_of_date)
+        return shadow_of(desk.monitor)
+
+    @app.post("/api/v1/model/reload", tags=["model"], response_model=Reloaded, dependencies=[require_key(api_key)], responses=refusals(401, 403, 409, 422, 503))  # fmt: skip
+    def reload() -> Reloaded:
         "Take the registry's champion; the present model goes on answering meanwhile, and afterwards if the new one is refused."
         try:
-            changed = holder.reload()
+            changed = desk.holder.reload()
         except TradenbError:
             reloads.labels("failed").inc()
             raise
+        finally:
+            desk.background.wake()
         reloads.labels("changed" if changed else "unchanged").inc()
-        return {"reloaded": changed, "model_version": holder.get().version}
+        return Reloaded(reloaded=changed, model_version=desk.holder.get().version)
+
+
+def shadow_of(monitor: Monitor) -> Shadow:
+    "What the monitor keeps of the challenger."
+    champion, challenger = monitor.champion.served.model, monitor.challenger.served
+    rows = [asdict(one) for one in reversed(monitor.agreements)]
+    sessions = [Compared(**{k: _finite(v) if isinstance(v, float) else v for k, v in row.items()}) for row in rows]
+    return Shadow(
+        champion=champion and champion.version, challenger=challenger.model and challenger.model.version,
+        model_error=model_error(challenger), sessions=sessions,
+    )  # fmt: skip
+
+# %% ../../nbs/signals/05_service.ipynb #61ebb421
+def add_gauges(app: FastAPI, desk: Desk) -> None:
+    "Gauges of model and watch."
+    for name, text, read in (
+        ("signals_model_version", "Version that answers", lambda w, s: s.model and s.model.version),
+        ("signals_model_trouble_since", "When the registry's champion could first not be taken, Unix time", lambda w, s: s.trouble and s.trouble.since.timestamp()),
+        ("signals_model_load_seconds", "Loading and proving the model that answers", lambda w, s: s.load_s),
+        ("signals_drift_worst_psi", "Of the feature that moved furthest since the training", lambda w, s: w.worst[0].psi if w.worst else None),
+        ("signals_realised_rank_ic", "Mean since the training", lambda w, s: w.realised_rank_ic),
+        ("signals_realised_rank_ic_low", "Lower end of its interval", lambda w, s: w.realised_low),
+        ("signals_realised_rank_ic_high", "Upper end of its interval", lambda w, s: w.realised_high),
+        ("signals_shadow_rank_correlation", "Of champion and challenger on the newest session compared", lambda w, s: w.rank_correlation),
+        ("signals_warnings", "Things that a person should know, see /health", lambda w, s: len(w.warnings)),
+    ):  # fmt: skip
+        gauge(app, desk, name, text, read)
+
+
+def gauge(app: FastAPI, desk: Desk, name: str, text: str, read: Callable[[Watch, Served], float | None]) -> None:
+    "A gauge that is read from the desk."
+
+    def value() -> float:
+        found = read(watch_of(desk.monitor), desk.holder.served)
+        return math.nan if found is None else float(found)
+
+    Gauge(name, text, registry=app.state.registry).set_function(value)
