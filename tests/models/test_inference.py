@@ -264,6 +264,20 @@ def test_trials_that_resemble_one_another_count_less():
     assert Trials.of_returns(own[:, :1]).count == 1
 
 
+def test_a_failed_trial_counts_although_it_has_no_sharpe_ratio():
+    ratios = [0.3, float("nan"), -0.2, 1.1]
+    assert Trials.of(ratios).count == 4
+    assert Trials.of(ratios).variance == pytest.approx(np.var([0.3, -0.2, 1.1], ddof=1))
+
+
+def test_moments_that_no_distribution_has_are_refused():
+    with pytest.raises(InputError, match="normal one has 3"):
+        Record(1.0, 100, skew=-1, kurtosis=1.9)
+    coin = np.tile([0.01, -0.01], 50)
+    assert Record.of(coin).kurtosis == pytest.approx(1.0)
+    assert m.probabilistic_sharpe(coin) == pytest.approx(0.5)
+
+
 def brute_force(returns, partitions):
     "The definition, one split after the other."
     parts = np.array_split(np.arange(len(returns)), partitions)

@@ -162,6 +162,12 @@ def test_decay_takes_labels_of_one_session_from_elsewhere():
     assert m.decay(weekly, [1, 3], labels).equals(m.decay(frame(prediction, label), [1, 3]))
 
 
+def test_an_age_beyond_the_record_is_unknown():
+    prediction, label = market(4, days=5, names=6, missing=0)
+    table = m.decay(frame(prediction, label), [1, 7, 30])
+    assert table["late"].is_nan().to_list() == [False, True, True]
+
+
 def test_a_label_of_minus_one_hundred_per_cent_spoils_no_other_window():
     prediction, label = market(4, days=12, names=6, missing=0)
     label[5, 2] = -1.0

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import TimeSeriesSplit
 
 from tradenb.core.errors import InputError
 from tradenb.models.splits import (
@@ -125,6 +126,17 @@ def test_a_walk_never_learns_from_a_bar_that_judges_it(walk, extra):
             labels, features = bars_of(learnt, walk.horizon, 0)
             exam, _ = bars_of(judged, walk.horizon, 0)
             assert not (labels | features) & (exam | set(judged))
+
+
+@given(st.integers(5, 30), st.integers(1, 20), st.integers(1, 8), st.integers(0, 6), st.integers(0, 100))
+def test_a_rolling_walk_equals_scikit_learns_with_the_same_gap(train, step, horizon, embargo, extra):
+    walk = WalkForward("rolling", train, step, step, embargo, horizon)
+    plan = folds(walk, sessions_needed(walk) + extra)
+    assume(len(plan) > 1)
+    theirs = TimeSeriesSplit(len(plan), max_train_size=train, test_size=step, gap=gap(walk))
+    for fold, (fit, judge) in zip(plan, theirs.split(np.zeros(plan[-1].valid.stop)), strict=True):
+        assert (fold.train.start, fold.train.stop - 1) == (fit[0], fit[-1])
+        assert (fold.valid.start, fold.valid.stop - 1) == (judge[0], judge[-1])
 
 
 plans_in_groups = st.builds(

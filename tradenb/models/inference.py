@@ -122,9 +122,9 @@ def resamples(
 ) -> Iterator[NDArray[np.int64]]:  # positions (some draws, sessions), together `draws` rows
     "Histories drawn in blocks, a few megabytes at a time."
     pick = {"stationary": _stationary, "circular": _circular}[kind]
-    step = max(1, 1_000_000 // sessions)
+    step = max(1, 1_000_000 // max(sessions, 1))
     for done in range(0, draws, step):
-        yield pick(sessions, block, min(step, draws - done), rng)
+        yield pick(sessions, max(block, 1.0), min(step, draws - done), rng)
 
 # %% ../../nbs/models/04_inference.ipynb #a048f092
 def plot_resamples(
@@ -253,6 +253,12 @@ class Record:
     kurtosis: float = 3.0  # of a normal distribution
     periods: int = TRADING_DAYS
 
+    def __post_init__(self) -> None:
+        if self.kurtosis < 1 + self.skew**2 - 1e-6 * self.kurtosis:
+            raise InputError(
+                f"kurtosis={self.kurtosis} with skew={self.skew}: expected at least 1 + skew², as of any distribution; a normal one has 3, not 0"
+            )
+
     @classmethod
     def of(cls, returns: Series, periods: int = TRADING_DAYS) -> Record:
         "The record of a series."
@@ -268,7 +274,7 @@ class Record:
 
     def _widening(self) -> float:
         once = self.sharpe / math.sqrt(self.periods)
-        return 1 - self.skew * once + (self.kurtosis - 1) / 4 * once**2
+        return max(1 - self.skew * once + (self.kurtosis - 1) / 4 * once**2, 0.0)
 
 
 def _record(returns: Series | Record, periods: int) -> Record:
@@ -282,7 +288,7 @@ def probabilistic_sharpe(
 ) -> float:  # between 0 and 1; NaN where the Sharpe ratio is
     "Probability that the true Sharpe ratio exceeds the benchmark (Bailey and López de Prado 2012)."
     record = _record(returns, periods)
-    return _normal((record.sharpe - benchmark) / record.error)
+    return _normal((record.sharpe - benchmark) / record.error) if record.error > 0 else math.nan
 
 
 def minimum_track_record(
@@ -319,13 +325,14 @@ class Trials:
     @classmethod
     def of(
         cls,
-        sharpes: Sequence[float] | NDArray,  # annualised, of every trial, the chosen one included
+        sharpes: Sequence[float]
+        | NDArray,  # annualised, of every trial, the chosen one included; NaN: it failed, and counts
         correlation: float = 0.0,  # mean correlation between the trials' returns
     ) -> Trials:
         "The trials behind these Sharpe ratios (number of independent ones: 2014, appendix 3)."
         x = finite(sharpes)
         variance = float(x.var(ddof=1)) if len(x) > 1 else 0.0
-        return cls(correlation + (1 - correlation) * len(x), variance)
+        return cls(correlation + (1 - correlation) * len(sharpes), variance)
 
     @classmethod
     def of_returns(

@@ -277,7 +277,7 @@ def decay(
     wanted, held, rows = sorted(set(horizons)), np.ones_like(returns), []
     for n in range(1, wanted[-1] + 1):
         late = np.full_like(returns, np.nan)
-        late[: len(late) - n + 1] = returns[n - 1 :]
+        late[: max(len(late) - n + 1, 0)] = returns[n - 1 :]
         held *= 1 + late
         if n in wanted:
             rows.append(_aged(scores, late, held, n))
