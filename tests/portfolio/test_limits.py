@@ -59,8 +59,8 @@ def test_from_nothing_held_every_limit_holds_and_no_weight_grows_or_turns(situat
     asked, given = as_arrays(weights, ctx, limit(weights, ctx, limits, 1e6)[0])
     assert (np.abs(given) <= np.minimum(np.abs(asked), limits.max_position_share) + 1e-15).all()
     assert (given * asked >= 0).all()
-    assert math.fsum(np.abs(given)) <= limits.max_gross * (1 + 1e-9)
-    assert abs(math.fsum(given)) <= limits.max_net + 1e-9
+    assert math.fsum(np.abs(given)) <= limits.max_gross * (1 + 1e-6)
+    assert abs(math.fsum(given)) <= limits.max_net + 4e-6
 
 
 @given(situations())
@@ -129,7 +129,8 @@ def test_shrinking_meets_the_sum_exactly_where_the_floors_allow_it(rows, most):
     floors = np.array([s * share for s, share in rows])
     less = shrink(sizes, floors, most)
     assert ((less >= floors) & (less <= sizes)).all()
-    assert math.fsum(less) == pytest.approx(min(math.fsum(sizes), max(most, math.fsum(floors))), abs=1e-12)
+    wanted = min(math.fsum(sizes), max(most, math.fsum(floors)))
+    assert math.fsum(less) == pytest.approx(wanted, abs=1e-12) or math.fsum(sizes) <= most * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -188,3 +189,10 @@ def test_the_settings_give_their_limits():
     portfolio = load().portfolio
     assert Limits.of(portfolio).max_position_share == portfolio.max_position_share
     assert Limits.of(portfolio).max_gross == portfolio.max_gross
+
+
+def test_the_rounding_of_an_optimiser_is_not_a_breach():
+    asked = [1 + 1e-9, -1.0]
+    table, reasons = limit(frame(["A", "B"], asked), context(["A", "B"]), Limits(2.0, 2.0, 0.0), 1_000_000)
+    assert table["target_weight"].to_list() == asked
+    assert reasons == {}

@@ -51,7 +51,7 @@ def reach(
     return np.where(capped == held, held, np.clip(capped, held - most, held + most))
 
 # %% ../../nbs/portfolio/05_limits.ipynb #44257709
-EPSILON = 1e-12  # an exposure beyond its limit by less than this share of it is within it
+EPSILON = 1e-6  # an exposure beyond its limit by less than this share of the book is within it: that is an optimiser's rounding
 
 
 def shrink(
@@ -142,11 +142,24 @@ def _exposures(named: np.ndarray, held: np.ndarray, most: np.ndarray, limits: Li
     heavier = within * total > 0
     lighter = abs(math.fsum(within[~heavier]))
     final = _lower(within, floors, heavier, limits.max_net + lighter) if abs(total) > limits.max_net else within
-    gross_asked, gross = math.fsum(np.abs(named)), math.fsum(np.abs(within))
+    asked = math.fsum(np.abs(named))
+    slack = 2 * EPSILON * asked
     return (
         final,
-        _cut(named, within, "GROSS", limits.max_gross, gross_asked, gross),
-        _cut(within, final, "NET", limits.max_net, total, math.fsum(final)),
+        _cut(
+            named,
+            within,
+            f"GROSS_CAPPED: max={limits.max_gross:.6g}, asked={asked:.6g}",
+            limits.max_gross + slack,
+            math.fsum(np.abs(within)),
+        ),
+        _cut(
+            within,
+            final,
+            f"NET_CAPPED: max={limits.max_net:.6g}, asked={total:.6g}",
+            limits.max_net + slack,
+            math.fsum(final),
+        ),
     )
 
 
@@ -157,11 +170,10 @@ def _lower(weights: np.ndarray, floors: np.ndarray, which: np.ndarray, most: flo
     return np.where(lowered == sizes, weights, np.sign(weights) * lowered)
 
 
-def _cut(before: np.ndarray, after: np.ndarray, code: str, most: float, asked: float, reached: float) -> Cut:
-    over = abs(reached) > most * (1 + 1e-9) + 1e-15
-    note = f", reached={reached:.6g}: the rest cannot be sold today" if over else ""
-    which = (after != before) | (over & (after != 0))
-    return which, f"{code}_CAPPED: max={most:.6g}, asked={asked:.6g}{note}"
+def _cut(before: np.ndarray, after: np.ndarray, note: str, most: float, reached: float) -> Cut:
+    over = abs(reached) > most
+    note += f", reached={reached:.6g}: the rest cannot be sold today" if over else ""
+    return (after != before) | (over & (after != 0)), note
 
 
 def _say(reasons: dict[str, list[str]], names: list[str], cut: Cut) -> None:

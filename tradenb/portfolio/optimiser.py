@@ -316,15 +316,23 @@ def numbers(rule: MeanVariance, day: Day, names: Parted) -> Numbers:
     total, sizes = math.fsum(present.values()), math.fsum(map(abs, present.values()))
     spent = math.fsum(map(abs, names.closed.values()))
     limit = min(FREE, rule.max_position_share)
+    held, low, high = context.held[rows], np.full(n, 0.0 if rule.long_only else -limit), np.full(n, limit)
+    turnover = max(0.0, rule.max_turnover - spent) if rule.max_turnover else FREE
     return Numbers(
         alpha=np.array([alpha.get(s, 0.0) for s in moving]), risk=Risk(risk.factors[:, :n], risk.own[:n], risk.shrinkage),
-        fixed=beside, aversion=rule.risk_aversion, held=context.held[rows],
-        low=np.full(n, 0.0 if rule.long_only else -limit), high=np.full(n, limit),
+        fixed=beside, aversion=rule.risk_aversion, held=held, low=low, high=high,
         buy=rule.buy_cost, sell=rule.sell_cost, borrow=rule.borrow / SESSIONS, impact=_impact(rule, context, moving, sigma),
-        net=(max(-FREE, rule.net[0] - total), min(FREE, rule.net[1] - total)), gross=min(FREE, max(0.0, rule.max_gross - sizes)),
-        turnover=max(0.0, rule.max_turnover - spent) if rule.max_turnover else FREE,
-        neutral=exposures, level=level, labels=labels,
+        net=_net(rule, total, np.clip(held, low, high), turnover - math.fsum(np.abs(held - np.clip(held, low, high)))),
+        gross=min(FREE, max(0.0, rule.max_gross - sizes)), turnover=turnover, neutral=exposures, level=level, labels=labels,
     )  # fmt: skip
+
+
+def _net(rule: MeanVariance, fixed: float, start: np.ndarray, turnover: float) -> tuple[float, float]:
+    "Bounds on the sum of what moves: as asked, or as far on the way there as a session's turnover reaches."
+    room = 0.0 if rule.long_only else -FREE  # long only, beside a fixed part of more than the sum: nothing
+    low, high = (min(FREE, max(room, bound - fixed)) for bound in rule.net)
+    reached = math.fsum(start)
+    return min(low, reached + max(0.0, turnover)), max(high, reached - max(0.0, turnover))
 
 
 def _impact(rule: MeanVariance, context: Context, names: list[str], sigma: dict[str, float]) -> np.ndarray:
@@ -422,7 +430,8 @@ def relaxation(
     rules += [cp.sum(w) >= k.net[0] - extra["net"], cp.sum(w) <= k.net[1] + extra["net"]]
     rules += [cp.norm1(w) <= k.gross + extra["max_gross"], cp.norm1(w - k.held) <= k.turnover + extra["max_turnover"]]
     if len(k.level):
-        rules.append(cp.abs(k.neutral @ w - k.level) <= extra["neutrality"])
+        exposure = k.neutral @ w - k.level
+        rules += [exposure <= extra["neutrality"], exposure >= -extra["neutrality"]]
     problem = cp.Problem(cp.Minimize(give), rules)
     problem.solve(solver=cp.HIGHS)
     return math.inf if give.value is None else float(give.value)
