@@ -1,5 +1,9 @@
 "A market with a planted, learnable order, and one small training on it."
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -41,3 +45,19 @@ def market() -> Panel:
 @pytest.fixture(scope="package")
 def result(market: Panel) -> TrainingResult:
     return train(market, feature_set("alpha158"), SMALL)
+
+
+@pytest.fixture(scope="session")
+def root_with_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    "Give a data root MLflow's database without a run in it: making its tables takes longer than most tests."
+    from tradenb.models.tracking import Tracking
+
+    made = Tracking(tmp_path_factory.mktemp("template"), "none")
+    assert made.client
+
+    def give(root: Path) -> Path:
+        (root / "mlflow").mkdir(parents=True)
+        shutil.copyfile(made.root / "mlflow" / "mlflow.db", root / "mlflow" / "mlflow.db")
+        return root
+
+    return give

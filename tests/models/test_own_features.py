@@ -27,9 +27,9 @@ CALM = "Std($close/Ref($close,1)-1, 10)"
 
 
 @pytest.fixture(scope="module")
-def own(market, tmp_path_factory):
+def own(market, root_with_mlflow, tmp_path_factory):
     "A model on a set from a file: the file, its registry, the version and its training."
-    folder = tmp_path_factory.mktemp("own")
+    folder = root_with_mlflow(tmp_path_factory.mktemp("own"))
     (folder / "reversal.toml").write_text(OWN)
     result = train(market, feature_set("reversal.toml", folder), SMALL)
     registry = Registry(folder, "own")

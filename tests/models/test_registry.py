@@ -1,6 +1,7 @@
 "The registry keeps a model's whole story and lets only what proves itself trade."
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -38,9 +39,9 @@ NOW = datetime(2024, 3, 4, 14, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory, result):
+def registered(tmp_path_factory, root_with_mlflow, result):
     "A registry with three versions; tests that decide about them take a copy of their own."
-    registry = Registry(tmp_path_factory.mktemp("root"), "momentum", clock=SimulatedClock(NOW))
+    registry = Registry(root_with_mlflow(tmp_path_factory.mktemp("root")), "momentum", clock=SimulatedClock(NOW))
     return registry, [registry.log_and_register(result, CARD) for _ in range(3)]
 
 
@@ -394,10 +395,10 @@ def test_a_database_that_vanished_is_an_outage_and_is_not_made_anew(fresh):
     assert registry.champion_version() == first
 
 
-def test_a_table_that_vanished_while_one_is_connected_is_an_outage(tmp_path, monkeypatch):
+def test_a_table_that_vanished_while_one_is_connected_is_an_outage(tmp_path, root_with_mlflow):
     import sqlite3
 
-    registry = Registry(tmp_path, "gone")
+    registry = Registry(root_with_mlflow(tmp_path), "gone")
     registry.client.create_registered_model("gone")
     with sqlite3.connect(tmp_path / "mlflow" / "mlflow.db") as connection:
         connection.execute("ALTER TABLE registered_model_aliases RENAME TO away")
@@ -470,7 +471,8 @@ WRITER = Path(__file__).with_name("registry_writer.py")
 
 def writer(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "ignore", str(WRITER), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
 
 
 @pytest.fixture(scope="module")
