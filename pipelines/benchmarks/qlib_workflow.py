@@ -4,7 +4,7 @@ Three contenders for each file, each in a process of its own, timed in turns, tw
 - qlib: pyqlib's Alpha158 handler, DatasetH and LGBModel on its binary store, the information coefficients by its calc_ic;
 - same: ours with Qlib's samples, windows, label and LightGBM's parameters: the predictions must be the same;
 - ours: our defaults from settings.ini, walked forward over the same test window in purged folds.
-TRADENB_BENCH_ROUNDS sets the number of turns, 2 if it is not set.
+TRADENB_BENCH_ROUNDS sets the number of turns, 2 if it is not set; TRADENB_BENCH_EVERY=8 takes an eighth of the symbols, to see that it works.
 """
 
 import os
@@ -43,7 +43,7 @@ MEANING = {
 
 def defaults() -> TrainingConfig:
     "The recipe of settings.ini."
-    return training_config(load(), feature_set("alpha158").halo or 0)
+    return training_config(load(env={}), feature_set("alpha158").halo or 0)
 
 
 def answer(contender: str, case: Case, folder: Path) -> Answer:
@@ -91,7 +91,7 @@ def race(case: Case, folder: Path) -> tuple[dict[str, Measured], dict[str, Answe
 def verdicts(answers: Mapping[str, Answer], folder: Path) -> pl.DataFrame:
     "What the predictions are worth: IC and Sharpe ratio after costs, each with its interval, by the production code of the settings."
     panel = Panel.from_bars(pl.read_parquet(folder / "bars.parquet"), adjusted=False)
-    market, plan = Market.from_panel(panel), Plan.of(load())
+    market, plan = Market.from_panel(panel), Plan.of(load(env={}))
     rows = []
     for name in ("qlib", "ours"):  # same is qlib
         one = answers[name]
