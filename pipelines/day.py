@@ -66,7 +66,7 @@ def next_trade_date(settings: Settings, source: Any) -> date:
 
 def check_features(settings: Settings) -> None:
     "Read the feature set that the settings name. `ConfigError` for one that cannot be, or that knows the future."
-    from tradenb.trading.stages import wanted_features
+    from tradenb.trading.modelling import wanted_features
 
     wanted_features(settings)
 

@@ -62,8 +62,9 @@ def tell_refusal(gate: GateResult, folder: Path, most: int = 4) -> None:
 
 def train_now(settings: Settings, as_of: date | None, why: str) -> tuple[Any, dict[str, float]]:
     "Train on the lake, register and activate; the champion and its out-of-sample metrics."
-    from tradenb.models.registry import ModelCard, open_registry
-    from tradenb.trading.stages import survivorship_of, train_model
+    from tradenb.models.registry import open_registry
+    from tradenb.models.tracking import ModelCard
+    from tradenb.trading.modelling import register_training, survivorship_of, train_model
 
     with alone(settings.root):
         lake, engine = open_lake(settings), migrate(connect(database_url(settings)))
@@ -71,7 +72,7 @@ def train_now(settings: Settings, as_of: date | None, why: str) -> tuple[Any, di
         view, registry = lake.at(vintage), open_registry(settings, engine)
         result = train_model(settings, view, day, settings.market.symbols)
         card = ModelCard(vintage, settings.hash, records.code_version(), survivorship=survivorship_of(view))
-        version = registry.log_and_register(result, card)
+        version, _ = register_training(settings, registry, view, result, card, newest_session(view), why)
         return registry.activate(version, who="tradenb train", why=why), result.metrics
 
 

@@ -33,9 +33,8 @@ from tradenb.portfolio.capacity import capacity
 from tradenb.portfolio.market import Market
 from tradenb.portfolio.tearsheet import Evidence, Judgement, Sheet, evidence_of, judge, tearsheet
 from tradenb.trading import records
-from tradenb.trading.pages.train import SIMULATED
+from tradenb.trading.modelling import SIMULATED, survivorship_of, train_model
 from tradenb.trading.service import database_url
-from tradenb.trading.stages import survivorship_of, train_model
 
 SHEET, PLAN, ORDERS, DAILY = "tearsheet.html", "plan.json", "orders.parquet", "daily.parquet"
 BIGGER = (1, 3, 10, 30, 100)  # the capital again, so many times

@@ -13,8 +13,9 @@ from tradenb.market.demo import simulate
 from tradenb.models.registry import ModelCard, open_registry
 from tradenb.models.splits import WalkForward
 from tradenb.models.training import TrainingConfig, train
+from tradenb.trading.modelling import wanted_features
 from tradenb.trading.run import start_run
-from tradenb.trading.stages import reason_to_train, wanted_features
+from tradenb.trading.stages import reason_to_train
 
 AS_OF, TRADED = date(2023, 6, 30), date(2023, 7, 3)
 TINY = TrainingConfig(

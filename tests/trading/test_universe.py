@@ -13,9 +13,10 @@ from tradenb.market.actions import place_events
 from tradenb.market.demo import simulate
 from tradenb.market.lake import Lake, open_lake
 from tradenb.market.universe import Liquidity, eligible
+from tradenb.trading.modelling import survivorship_of, train_model
 from tradenb.trading.pages.report import universe_text
 from tradenb.trading.pages.signals import SignalPage, verdict_of
-from tradenb.trading.stages import Signals, survivorship_of, train_model
+from tradenb.trading.stages import Signals
 
 AS_OF = date(2023, 6, 30)
 EVENING = new_york(AS_OF, 18)

@@ -14,7 +14,7 @@ from tradenb.features import compiled
 from tradenb.market.demo import simulate
 from tradenb.market.lake import Lake, open_lake
 from tradenb.models.regressors import fingerprint
-from tradenb.trading.stages import train_model
+from tradenb.trading.modelling import train_model
 
 AS_OF = date(2023, 6, 30)
 

@@ -4,19 +4,18 @@
 
 # %% auto #0
 __all__ = ['GATE_RESULTS', 'GATE_PAGE', 'REFUSED_ROWS', 'ORDER', 'ACCOUNT', 'POSITION', 'DIFFERENCE', 'keep_gate_results',
-           'keeping_refusals', 'etl', 'Trained', 'wanted_features', 'reason_to_train', 'training', 'train_model',
-           'survivorship_of', 'Signals', 'signals', 'Traded', 'trade', 'order_frame', 'event_frame', 'count_fills',
-           'keep_account', 'kept_account', 'keep_positions', 'Reconciled', 'reconcile', 'DayReport', 'report',
-           'account_day', 'symbol_days', 'summarise', 'equity_history']
+           'keeping_refusals', 'etl', 'Trained', 'reason_to_train', 'training', 'Signals', 'signals', 'Traded', 'trade',
+           'order_frame', 'event_frame', 'count_fills', 'keep_account', 'kept_account', 'keep_positions', 'Reconciled',
+           'reconcile', 'DayReport', 'report', 'account_day', 'symbol_days', 'summarise', 'equity_history']
 
 # %% ../../nbs/trading/09_stages.ipynb #6e297df5
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,14 @@ from ..core.clock import SystemClock
 from ..core.db import account_snapshots, cash_events, fills, order_events, orders, position_snapshots, run_signals
 from ..core.errors import ModelError, NoModelError, QualityError, ReconciliationBreak
 from ..core.progress import say
-from ..core.settings import Settings
-from ..features.engine import compute
-from ..features.panel import Panel
-from ..features.sets import FeatureSet, feature_set
 from ..market.catalog import open_source
 from ..market.etl import EtlReport, run_etl
-from ..market.lake import Lake
 from ..market.quality import GateResult, data_docs
-from ..market.universe import Liquidity, eligible, restricts, survivorship_warning
-from ..models.registry import LoadedModel, ModelCard, Registry, open_registry
-from ..models.training import TrainingResult, retrain_due, train, training_config
+from ..models.registry import LoadedModel, Registry, open_registry
+from ..models.tracking import ModelCard
+from ..models.training import TrainingResult, retrain_due
 from . import records
+from .modelling import SHEET, register_training, survivorship_of, train_model, wanted_features
 from .orchestrator import ask_signals, before_session, holdings
 from .pnl import AccountDay, SymbolDay, day_pnl, pnl_frame
 from .run import Run
@@ -101,11 +96,6 @@ class Trained:
     result: TrainingResult | None  # None when the champion was kept
 
 
-def wanted_features(settings: Settings) -> FeatureSet:
-    "The feature set that the settings name."
-    return feature_set(settings.features.set)
-
-
 def reason_to_train(run: Run, registry: Registry) -> str | None:
     "Why a new model is due; None when the champion is good for another day."
     try:
@@ -142,33 +132,12 @@ def training(run: Run) -> Trained:
     view = run.lake.at(run.row.vintage)
     result = train_model(run.settings, view, run.as_of, run.row.symbols)
     card = ModelCard(run.row.vintage, run.settings.hash, records.code_version(), run.run_id, survivorship_of(view))
-    champion = registry.activate(registry.log_and_register(result, card), who=f"run {run.run_id}", why=why)
+    version, page = register_training(run.settings, registry, view, result, card, run.as_of, why)
+    if page is not None:
+        (run.folder / SHEET).write_text(page, encoding="utf-8")
+    champion = registry.activate(version, who=f"run {run.run_id}", why=why)
     run.note("train", trained=True, model_version=champion.version, rank_ic=result.metrics["rank_ic"])
     return Trained(why, champion, result)
-
-
-def train_model(
-    settings: Settings,
-    view: Lake,  # The lake at the vintage to train on
-    as_of: date,  # Last session that the training may know
-    symbols: Sequence[str],  # Empty: all
-) -> TrainingResult:
-    "Walk-forward training on the lake's bars up to `as_of`."
-    fset = wanted_features(settings)
-    bars = view.read("bars", end=as_of)
-    bars = bars.filter(pl.col("symbol").is_in(symbols)) if symbols else bars
-    panel, chosen = Panel.from_bars(bars), settings.universe
-    rows = eligible(view.read("universe"), bars, Liquidity.of(chosen)) if restricts(chosen) else None
-    of_them = f", of whose {len(bars):,} bars {len(rows):,} could have been held" if rows is not None else ""
-    say(f"training on {len(panel.symbols)} symbols × {len(panel.dates)} sessions{of_them}")
-    config, tell = training_config(settings, fset.warmup), lambda done, of, what: say(f"{what} ({done}/{of})")
-    features = partial(compute, engine=settings.features.engine, scheduler=settings.features.scheduler)
-    return train(panel, fset, config, tell, None if rows is None else panel.mask(rows), features)
-
-
-def survivorship_of(view: Lake) -> str | None:
-    "What a model trained on this universe must say about it, None when nothing."
-    return survivorship_warning(view.read("universe")) if view.exists("universe") else None
 
 # %% ../../nbs/trading/09_stages.ipynb #5bb9597e
 @dataclass(frozen=True)

@@ -33,9 +33,10 @@ from tradenb.core.report import (
 )
 from ...market.lake import Lake
 from .. import records
+from ..modelling import survivorship_of
 from .common import STAGES, counted, sentence, simulated, status_name, subtitle, vintage_text
 from ..pnl import by_cause
-from ..stages import DayReport, survivorship_of
+from ..stages import DayReport
 
 # %% ../../../nbs/trading/pages/08_report.ipynb #90e48995
 TOLERANCE = Decimal("0.05")  # USD of a day's P&L that no position has to explain
