@@ -186,6 +186,7 @@ def test_orders_are_sent_before_the_bars_that_fill_them(seed, plan, t):
     predictions = random_predictions(market, seed).filter(pl.col("date") <= market.dates[t].item())
     later = np.arange(market.shape[1]) > t
     noise = np.where(later, np.exp(rng.normal(0, 0.2, market.shape)), 1.0)
+    noise = np.where(later & (rng.random(market.shape) < 0.2), np.nan, noise)
     other = replace(market, open=market.open * noise, close=market.close / noise, volume=market.volume * noise)
     ours, theirs = run(market, predictions, plan), run(other, predictions, plan)
     if ours and theirs:

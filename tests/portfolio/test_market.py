@@ -192,3 +192,12 @@ def test_the_reference_price_is_the_last_close_in_the_trade_dates_shares():
     assert reference_price(400.0, 4.0) == Decimal("100.0")
     assert reference_price(10.0, 3.0) == Decimal("3.333333")
     assert [reference_price(x) for x in (float("nan"), 0.0, float("inf"))] == [None] * 3
+
+
+@pytest.mark.parametrize("sessions", [7, 8, 9])
+def test_a_tape_with_as_many_symbols_as_sessions_is_not_turned_on_its_side(sessions):
+    market = Market.from_panel(random_panel(8, 40, 3, suspended=0.0)).until(np.datetime64("2018-03-01"))
+    cut = market.until(market.dates[sessions - 1])
+    value = np.nan_to_num(cut.close * cut.volume)
+    expected = [[np.median(row[: t + 1]) for t in range(sessions)] for row in value]
+    np.testing.assert_allclose(Known(cut).dollar_volume, expected)

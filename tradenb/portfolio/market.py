@@ -307,7 +307,7 @@ class Known:
 
 
 def _rolling(values: Floats, how: pl.Expr) -> Floats:
-    rows = pl.DataFrame(values.T, schema=[str(i) for i in range(len(values))]).fill_nan(None)
+    rows = pl.DataFrame(values.T, schema=[str(i) for i in range(len(values))], orient="row").fill_nan(None)
     return np.ascontiguousarray(rows.select(how).fill_null(np.nan).to_numpy().T)
 
 # %% ../../nbs/portfolio/07_market.ipynb #33df78cd
