@@ -221,7 +221,7 @@ def test_charts_of_single_sessions_and_gaps_are_drawn():
     ours = frame(prediction, label)
     daily = m.ic(ours).join(m.rank_ic(ours).drop("names"), on="date")
     figures = [m.plot_ic(daily, window=20), m.plot_by_month(daily, "ic")]
-    figures += [m.plot_quantiles(m.quantile_returns(ours.head(8))), m.plot_quantile_growth(ours, 3)]
+    figures += [m.plot_quantiles(m.quantile_returns(ours.head(8))), m.plot_quantile_growth(m.quantile_growth(ours, 3))]
     assert all(f.axes[0].has_data() for f in [*figures, m.plot_decay(m.decay(ours, [1, 2]))])
 
 
@@ -232,3 +232,12 @@ def test_the_calendar_of_coefficients_weighs_months_by_their_sessions():
     assert table["Year"].to_list() == pytest.approx([daily["rank_ic"].mean()])
     assert table["Jan"][0] == pytest.approx(daily.filter(pl.col("date").dt.month() == 1)["rank_ic"].mean())
     assert table["Dec"].to_list() == [None]
+
+
+def test_quantiles_grow_by_what_they_earn_above_all_names():
+    prediction, label = market(9, days=6, names=10, missing=0)
+    table = m.quantile_growth(frame(prediction, label), 2, horizon=2)
+    halves = [np.sort(np.argsort(p)[5:]) for p in prediction]
+    above = np.cumsum([(y[top].mean() - y.mean()) / 2 for y, top in zip(label, halves, strict=True)])
+    assert table.filter(pl.col("quantile") == 2)["sum"].to_list() == pytest.approx(above.tolist())
+    assert table.filter(pl.col("quantile") == 1)["sum"].to_list() == pytest.approx((-above).tolist())

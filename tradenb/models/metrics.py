@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['known', 'ic', 'rank_ic', 'icir', 'information', 'plot_ic', 'by_month', 'plot_by_month', 'monthly_table', 'groups',
            'long_short_returns', 'in_quantiles', 'quantile_series', 'quantile_returns', 'plot_quantiles',
-           'plot_quantile_growth', 'decay', 'plot_decay', 'turnover', 'quantile_turnover', 'rank_autocorrelation',
-           'summary']
+           'quantile_growth', 'plot_quantile_growth', 'decay', 'plot_decay', 'turnover', 'quantile_turnover',
+           'rank_autocorrelation', 'summary']
 
 # %% ../../nbs/models/02_metrics.ipynb #c8719e81
 def known(
@@ -217,7 +217,7 @@ def quantile_returns(
     kinds = {"quantile": pl.Int32, "mean": pl.Float64, "error": pl.Float64, "sessions": pl.UInt32}
     return pl.DataFrame(rows, kinds, orient="row").fill_nan(None).sort("quantile")
 
-# %% ../../nbs/models/02_metrics.ipynb #de6fb893
+# %% ../../nbs/models/02_metrics.ipynb #1a805f19
 def plot_quantiles(
     table: pl.DataFrame,  # from quantile_returns
 ) -> Figure:
@@ -239,28 +239,35 @@ def plot_quantiles(
         axes.set(xlabel="quantile of the prediction, highest right", ylabel="mean label, bp")
     return figure
 
-
-def plot_quantile_growth(
+# %% ../../nbs/models/02_metrics.ipynb #de6fb893
+def quantile_growth(
     predictions: pl.DataFrame,  # date, symbol, prediction, label
     quantiles: int = 5,
     horizon: int = 1,  # sessions that a label covers
-) -> Figure:
-    "Each quantile's label in excess of all names', summed over time."
+) -> pl.DataFrame:  # date, quantile, excess (label per session above that of all names), sum (of it so far)
+    "What each quantile earned above all names, session by session."
     daily = quantile_series(predictions, quantiles)
-    above = (
-        pl.col("label") - (pl.col("label") * pl.col("names")).sum().over("date") / pl.col("names").sum().over("date")
-    ) / horizon
-    summed = daily.with_columns(above.cum_sum().over("quantile").alias("sum"))
-    with style():
-        from matplotlib import colormaps
+    everyone = known(predictions).group_by("date").agg(pl.col("label").mean().alias("all"))
+    excess = ((pl.col("label") - pl.col("all")) / horizon).alias("excess")
+    rows = daily.join(everyone, on="date").select("date", "quantile", excess).sort("date", "quantile")
+    return rows.with_columns(pl.col("excess").cum_sum().over("quantile").alias("sum"))
 
+
+def plot_quantile_growth(
+    table: pl.DataFrame,  # from quantile_growth
+) -> Figure:
+    "What each quantile earned above all names, summed over time."
+    from matplotlib import colormaps
+
+    most = table["quantile"].n_unique()
+    with style():
         figure, axes = canvas(2.8)
-        for (q,), part in summed.group_by("quantile", maintain_order=True):
-            shade = colormaps["RdYlBu"]((float(str(q)) - 0.5) / quantiles)
-            axes.plot(part["date"].to_list(), part["sum"].to_numpy(), color=shade, label=f"{q}")
+        for q in range(1, most + 1):
+            part, shade = table.filter(pl.col("quantile") == q), colormaps["coolwarm_r"]((q - 0.5) / most)
+            axes.plot(part["date"].to_list(), part["sum"].to_numpy(), color=shade, label=str(q))
         axes.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
         axes.set(ylabel="sum above all names")
-        axes.legend(loc="upper left", ncols=quantiles, title="quantile")
+        axes.legend(loc="upper left", ncols=most, title="quantile")
     return figure
 
 # %% ../../nbs/models/02_metrics.ipynb #d9e2cb17
@@ -316,7 +323,7 @@ def _correlated(x: NDArray, y: NDArray) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         return np.einsum("tn,tn->t", x, y) / np.sqrt(np.einsum("tn,tn->t", x, x) * np.einsum("tn,tn->t", y, y))
 
-# %% ../../nbs/models/02_metrics.ipynb #1a805f19
+# %% ../../nbs/models/02_metrics.ipynb #1e7d6189
 def plot_decay(
     table: pl.DataFrame,  # from decay
 ) -> Figure:
