@@ -21,6 +21,7 @@ from tradenb.portfolio.constructors import (
     TurnoverCapped,
     VolatilityScaled,
     betas,
+    capped,
     constructor,
     covariance,
     lean,
@@ -196,6 +197,33 @@ def test_the_book_has_no_beta(day):
     ctx = day[1]
     w = weights_of(ask(BetaNeutral(3, 3), day), ctx)
     assert w @ betas(ctx.returns) == pytest.approx(0, abs=1e-10)
+
+
+@given(day=days(stuck=False), most=st.floats(0.34, 0.9))
+def test_a_position_limit_is_part_of_the_leaning_where_a_neutral_book_allows_it(day, most):
+    ctx = day[1]
+    plain = weights_of(LongShort(3, 3)(*day), ctx)
+    beta = betas(ctx.returns)
+    try:
+        w = lean(plain, beta, most=most)
+    except InputError:
+        w = weights_of(ask(BetaNeutral(3, 3, most), day), ctx)
+    else:
+        assert np.abs(w).max() <= most * (1 + 1e-12)
+        np.testing.assert_array_equal(w, weights_of(BetaNeutral(3, 3, most)(*day), ctx))
+    assert w @ beta == pytest.approx(0, abs=1e-10)
+    assert w[plain > 0].sum() == pytest.approx(1) and w[plain < 0].sum() == pytest.approx(-1)
+
+
+@given(st.lists(st.floats(1e-3, 1), min_size=1, max_size=12), st.floats(0.1, 3), st.floats(0.05, 1))
+def test_capped_shares_keep_their_sum_and_their_proportions_below_the_cap(shares, total, most):
+    shares = np.array(shares)
+    found = capped(shares, total, most)
+    assert found.sum() == pytest.approx(total)
+    if total < most * len(shares):
+        assert found.max() <= most * (1 + 1e-12)
+        below = found < most * (1 - 1e-9)
+        assert (found / shares)[below] == pytest.approx((found / shares)[below].max() if below.any() else 0)
 
 
 @given(day=days(stuck=False), target=st.floats(0.01, 0.3), gross=st.floats(0.5, 3))

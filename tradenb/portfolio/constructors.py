@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_SESSIONS', 'SESSIONS', 'volatility', 'betas', 'vasicek', 'Risk', 'covariance', 'past', 'by_symbol', 'apportion',
-           'SectorNeutral', 'sector_members', 'sector_groups', 'BetaNeutral', 'lean', 'VolatilityScaled', 'no_risk',
-           'inverse', 'scaled', 'TurnoverCapped', 'TopkDropout', 'constructor']
+           'SectorNeutral', 'sector_members', 'sector_groups', 'BetaNeutral', 'lean', 'capped', 'VolatilityScaled',
+           'no_risk', 'inverse', 'scaled', 'TurnoverCapped', 'TopkDropout', 'constructor']
 
 # %% ../../nbs/portfolio/02_constructors.ipynb #fc409052
 import math
@@ -213,24 +213,30 @@ class BetaNeutral:
 
     top_n: int
     bottom_n: int
+    max_position_share: float = 1.0  # no weight leans beyond it, where a neutral book allows that
     needs: ClassVar[frozenset[str]] = frozenset({"returns"})
 
     def __call__(self, predictions: pl.DataFrame, context: Context) -> pl.DataFrame:
         day = Day(predictions, context, self.needs)
         if not (self.top_n and self.bottom_n):
             raise InputError(f"top_n={self.top_n}, bottom_n={self.bottom_n}: a neutral book needs both sides")
-        plain = LongShort(self.top_n, self.bottom_n)(predictions, context)
-        sides = plain["target_weight"].to_numpy()[: len(day.symbols)]
+        groups = LongShort(self.top_n, self.bottom_n)(predictions, context)
+        sides = groups["target_weight"].to_numpy()[: len(day.symbols)]
         known = by_symbol(context, betas(past(context, sorted(context.symbols))))
         beta = np.array([known[s] for s in day.symbols])
         stuck = math.fsum(h * known[s] for s, h in day.stuck.items())
-        return book(day, lean(np.where(day.free, sides, 0.0), beta, stuck))
+        plain = np.where(day.free, sides, 0.0)
+        try:
+            return book(day, lean(plain, beta, stuck, self.max_position_share))
+        except InputError:  # too few names for the cap: neutral first, and the limits cut and tell
+            return book(day, lean(plain, beta, stuck))
 
 # %% ../../nbs/portfolio/02_constructors.ipynb #02a1b4ad
 def lean(
     weights: np.ndarray,  # f64 (names,) signed
     beta: np.ndarray,  # f64 (names,)
     other: float = 0.0,  # beta of what is held besides
+    most: float = math.inf,  # largest weight; a side too small for it stays equal
 ) -> np.ndarray:  # f64 (names,): same signs, same sum on each side
     "Weights leaning within their sides until the book's beta is zero; raises `InputError` where none are."
     from scipy.optimize import brentq
@@ -243,8 +249,8 @@ def lean(
             rows = sign == side
             if rows.any():
                 power = -strength * side * beta[rows]
-                share = np.abs(weights[rows]) * np.exp(power - power.max())
-                result[rows] = side * math.fsum(np.abs(weights[rows])) * share / math.fsum(share)
+                share = np.abs(weights[rows]) * np.exp(np.maximum(power - power.max(), -600.0))
+                result[rows] = side * capped(share, math.fsum(np.abs(weights[rows])), most)
         return result
 
     def total(strength: float) -> float:
@@ -258,6 +264,23 @@ def lean(
         if reach > 1e6:
             raise InputError(_out_of_reach(weights, beta, other, held))
     return leaning(brentq(total, -reach, reach, xtol=1e-15, rtol=1e-14, maxiter=500))
+
+
+def capped(
+    shares: np.ndarray,  # f64 (names,) positive
+    total: float,  # what they are to sum to
+    most: float,  # the largest of them
+) -> np.ndarray:
+    "Shares scaled to a sum, none beyond a cap; equal ones where the cap leaves no choice."
+    if total >= most * len(shares):
+        return np.full(len(shares), total / len(shares))
+    below = np.ones(len(shares), bool)
+    while True:
+        factor = (total - (most * (~below).sum() if (~below).any() else 0.0)) / math.fsum(shares[below])
+        over = below & (factor * shares > most)
+        if not over.any():
+            return np.where(below, factor * shares, most)
+        below &= ~over
 
 
 def _out_of_reach(weights: np.ndarray, beta: np.ndarray, other: float, held: np.ndarray) -> str:
@@ -450,7 +473,7 @@ def constructor(
         "long_only": LongOnly(p.top_n),
         "rank_weighted": RankWeighted(p.top_n, p.bottom_n),
         "sector_neutral": SectorNeutral(p.top_n, p.bottom_n),
-        "beta_neutral": BetaNeutral(p.top_n, p.bottom_n),
+        "beta_neutral": BetaNeutral(p.top_n, p.bottom_n, p.max_position_share),
         "volatility_scaled": VolatilityScaled(p.top_n, p.bottom_n, p.target_volatility, p.max_gross),
     }
     rule = rules.get(p.constructor) or TopkDropout(p.top_n, p.n_drop, sell_cost=sale)
