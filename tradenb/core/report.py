@@ -64,6 +64,12 @@ def themed(text: str) -> str:
     return text
 
 # %% ../../nbs/core/09_report.ipynb #8b1cea08
+def _dark(*places: str) -> str:
+    "The dark palette where a notebook's own page is dark."
+    colours = "".join(f"--tn-{name}:{colour};" for name, colour in DARK.items())
+    return "\n" + ",".join(f"{place} .tn" for place in places) + f"{{{colours}}}"
+
+
 CSS = themed("""
 .tn{color:#1f2a37;font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 .tn h1{font-size:27px;font-weight:650;letter-spacing:-.01em;line-height:1.25;margin:0}
@@ -95,7 +101,7 @@ CSS = themed("""
 .tn-chart svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif!important;font-variant-numeric:tabular-nums}
 .tn-heat td{border:1px solid transparent;background-clip:padding-box}.tn-heat td.tn-sum{font-weight:650;border-left:1px solid #687584}.tn-heat th,.tn .tn-heat td{padding:.34em .5em}
 .tn-row>div{min-width:0}.tn-row{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:0 28px;align-items:start}
-""").strip()
+""").strip() + _dark("[data-jp-theme-light=false]", "body.vscode-dark")
 
 # %% ../../nbs/core/09_report.ipynb #31f5636e
 @dataclass(frozen=True, slots=True)
@@ -142,7 +148,8 @@ def _signed(text: str) -> str:
 
 
 def _plain(value: Any, digits: int) -> str:
-    return _signed(f"{value:,.{digits}f}")
+    text = f"{value:,.{digits}f}"
+    return _signed(text if text.strip("-0.,") else text.lstrip("-"))  # no minus before a zero
 
 
 def _money(value: Any, digits: int = 2) -> str:

@@ -150,12 +150,19 @@ def _said(judged: Judgement) -> str:
 
 def _counted(judged: Judgement) -> str:
     if judged.trials == 1:
-        return f"No other variant was counted. The probability that its true Sharpe ratio is above zero is {text_of(judged.deflated, 'percent')}; if it was chosen among others, it is less."
-    return f"It is one of {judged.trials} variants that were tried; by luck alone the best of them would show {_ratio(judged.luck)}. The probability that the true ratio is above that (deflated Sharpe ratio) is {text_of(judged.deflated, 'percent')}."
+        return f"No other variant was counted. The probability that its true Sharpe ratio is above zero is {_chance(judged.deflated)}; if it was chosen among others, it is less."
+    return f"It is one of {judged.trials} variants that were tried; by luck alone the best of them would show {_ratio(judged.luck)}. The probability that the true ratio is above that (deflated Sharpe ratio) is {_chance(judged.deflated)}."
 
 
 def _ratio(value: float) -> str:
     return text_of(value, "price")
+
+
+def _chance(share: float) -> str:
+    "A probability; nothing that was estimated is certain."
+    if share > 0.999 or share < 0.001:
+        return "above 99.9%" if share > 0.5 else "below 0.1%"
+    return text_of(share, "percent")
 
 # %% ../../nbs/portfolio/09_tearsheet.ipynb #731e33b2
 def opening(sheet: Sheet, judged: Judgement) -> Block:
@@ -186,7 +193,7 @@ def key_figures(sheet: Sheet, judged: Judgement) -> Block:
         "Annual return": (text_of(f["annual_return"], "change"), "compound, after costs"),
         "Sharpe ratio": (_ratio(f["sharpe"]), f"{_ratio(judged.sharpe.low)} to {_ratio(judged.sharpe.high)}, 95%"),
         "Deflated Sharpe" if judged.trials > 1 else "Probabilistic Sharpe": (
-            text_of(judged.deflated, "percent"),
+            _chance(judged.deflated),
             f"chance of a real edge, {judged.trials} tried",
         ),
         "Volatility": (text_of(f["volatility"], "percent"), "a year"),
