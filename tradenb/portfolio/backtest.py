@@ -259,7 +259,8 @@ def day_orders(morning: Morning, signals: Floats) -> list[PlannedOrder]:
     book, cuts = day_weights(signals[morning.ranked, morning.t - 1], names, context, plan, capital)
     row = dict(zip(context.symbols, morning.rows.tolist(), strict=True))
     positions = {morning.market.symbols[r]: shares for r, shares in morning.shares.items()}
-    quoted = {s: morning.price(row[s]) for s in {*book["symbol"], *positions}}
+    quoted = {s: morning.price(row[s]) for s in book["symbol"] if s not in positions}
+    quoted |= {s: morning.prices[row[s]] for s in positions}
     prices = {s: p for s, p in quoted.items() if p is not None}
     most = Decimal(repr(plan.limits.max_position_share))
     planned = plan_orders(book, cuts, context, prices, positions, capital, most, plan.fractional)
