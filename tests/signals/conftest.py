@@ -54,7 +54,7 @@ class House:
 
 
 def settings_at(root: Path) -> Settings:
-    values = {"core.root": str(root), "portfolio.top_n": 3, "portfolio.bottom_n": 3}
+    values = {"core.root": str(root), "portfolio.top_n": 3, "portfolio.bottom_n": 3, "portfolio.n_drop": 1}
     return load(values, env={"TRADENB_SERVICES__API_KEY": KEY}, file=PROJECT / "settings.ini")
 
 
