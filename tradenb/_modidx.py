@@ -3666,6 +3666,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'tradenb/portfolio/backtest.py'),
                                             'tradenb.portfolio.backtest.Backtest.__repr__': ( 'portfolio/backtest.html#backtest.__repr__',
                                                                                               'tradenb/portfolio/backtest.py'),
+                                            'tradenb.portfolio.backtest.Backtest._repr_markdown_': ( 'portfolio/backtest.html#backtest._repr_markdown_',
+                                                                                                     'tradenb/portfolio/backtest.py'),
                                             'tradenb.portfolio.backtest.Backtest.active': ( 'portfolio/backtest.html#backtest.active',
                                                                                             'tradenb/portfolio/backtest.py'),
                                             'tradenb.portfolio.backtest.Backtest.deflated': ( 'portfolio/backtest.html#backtest.deflated',

@@ -479,6 +479,19 @@ class Backtest:
         span = f"{self.daily['date'][0]} … {self.daily['date'][-1]}"
         return f"Backtest({span}, {self.daily.height} sessions, {self.orders.height} orders, equity {self.daily['equity'][-1]:,.0f} USD, {self.fingerprint[:12]})"
 
+    def _repr_markdown_(self) -> str:
+        m, chance = self.metrics, self.interval()
+        rows = {
+            "annual return, after costs": f"{m['annual_return']:.1%}",
+            "Sharpe ratio (95 % interval)": f"{m['sharpe']:.2f} ({chance.low:.2f} to {chance.high:.2f})",
+            "deepest fall": f"{m['max_drawdown']:.1%}",
+            "costs a year": f"{m['costs']:.1%} of equity, {m['cost_bps']:.1f} bp of what was traded",
+            "turnover a day": f"{m['turnover']:.0%} of equity",
+            "beside the equal-weight universe": f"beta {m['beta']:.2f}, alpha {m['alpha']:.1%} a year",
+            "days that the rule refused": f"{self.skipped.height}",
+        }
+        return "\n".join([f"**{self!r}**", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+
 # %% ../../nbs/portfolio/08_backtest.ipynb #9fd40497
 def backtest(
     predictions: pl.DataFrame,  # date, symbol, prediction (known at the close of `date`); further columns are ignored
