@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     import xgboost
 
 # %% auto #0
-__all__ = ['FIXED', 'BLOCK', 'BLAS', 'Samples', 'check', 'check_targets', 'check_features', 'Fitted', 'Regressor', 'inputs',
-           'ranking', 'Trees', 'LightGBM', 'LightGBMModel', 'Bins', 'binned', 'Ridge', 'one_blas_thread', 'blockwise',
-           'moments', 'standardised', 'solved', 'RidgeModel', 'XGBoost', 'XGBoostModel', 'Ensemble', 'EnsembleModel',
-           'load_fitted', 'fingerprint', 'folder_digest', 'Served']
+__all__ = ['FIXED', 'NODES', 'LEAVES', 'BLOCK', 'BLAS', 'Samples', 'check', 'check_targets', 'check_features', 'Fitted',
+           'Regressor', 'inputs', 'ranking', 'Trees', 'LightGBM', 'LightGBMModel', 'check_trees', 'Bins', 'binned',
+           'Ridge', 'one_blas_thread', 'blockwise', 'moments', 'standardised', 'solved', 'RidgeModel', 'XGBoost',
+           'XGBoostModel', 'Ensemble', 'EnsembleModel', 'load_fitted', 'fingerprint', 'folder_digest', 'Served']
 
 # %% ../../nbs/models/06_regressors.ipynb #81b49ef8
 @dataclass(frozen=True, eq=False)
@@ -153,7 +153,7 @@ class Trees:
 
     rounds: int = 400  # trees at most
     early_stopping: int = 40  # stop after so many trees without progress on the validation samples
-    min_rounds: int = 20  # trees at least, whatever the validation samples say
+    min_rounds: int = 20  # trees at least, of those grown before the stop, whatever the validation samples say
     learning_rate: float = 0.05
     num_leaves: int = 8
     max_depth: int = 0  # 0: no limit
@@ -250,6 +250,7 @@ class LightGBMModel:
         "A model from LightGBM's text; raises `ModelError` for anything else."
         import lightgbm
 
+        check_trees(text)
         try:
             booster = lightgbm.Booster(model_str=text)
         except (lightgbm.basic.LightGBMError, ValueError) as error:
@@ -282,6 +283,48 @@ class LightGBMModel:
 def _written(folder: Path, name: str, text: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+# %% ../../nbs/models/06_regressors.ipynb #45dd2b2b
+NODES = ("split_feature", "split_gain", "threshold", "decision_type", "left_child", "right_child", "internal_value", "internal_weight", "internal_count")  # fmt: skip
+LEAVES = ("leaf_value", "leaf_weight", "leaf_count")
+
+
+def check_trees(text: str) -> None:
+    "Refuse what is not the whole text of a LightGBM model: raises `ModelError`."
+    head, _, _ = text.partition("\nTree=")
+    facts = dict(line.partition("=")[::2] for line in head.splitlines())
+    try:
+        if not head.startswith("tree\n"):
+            raise ValueError("it does not begin with `tree`")
+        sizes, features = [int(s) for s in facts["tree_sizes"].split()], int(facts["max_feature_idx"]) + 1
+        if {len(facts[name].split()) for name in ("feature_names", "feature_infos")} != {features}:
+            raise ValueError(f"expected {features} features with their names and bounds")
+        at, raw = len(head) + 1, text.encode()
+        for number, size in enumerate(sizes):
+            _check_tree(raw[at : at + size].decode(), number, features)
+            at += size
+        if not raw[at:].startswith(b"end of trees\n") or b"\nend of parameters\n" not in raw[at:]:
+            raise ValueError("the end of the trees or of the parameters is not where it should be")
+    except (KeyError, ValueError) as error:
+        raise ModelError(
+            f"this text is no whole LightGBM model ({one_line(error)}): expected a file that LightGBM saved"
+        ) from error
+
+
+def _check_tree(text: str, number: int, features: int) -> None:
+    facts = dict(line.partition("=")[::2] for line in text.splitlines())
+    leaves = int(facts["num_leaves"])
+    arrays = {name: np.array(facts.get(name, "").split(), np.float64) for name in NODES + LEAVES}
+    lengths = {len(arrays[name]) - leaves + 1 for name in NODES} | {
+        len(arrays[name]) - leaves for name in LEAVES if leaves > 1
+    }
+    if int(facts["Tree"]) != number or leaves < 1 or lengths != {0} or len(arrays["leaf_value"]) != leaves:
+        raise ValueError(f"tree {number} has other numbers of nodes and leaves than it says")
+    child = np.concatenate([arrays["left_child"], arrays["right_child"]])
+    split = arrays["split_feature"]
+    once = np.setdiff1d(np.arange(-leaves, leaves - 1), [0]) if leaves > 1 else child
+    if not np.array_equal(np.sort(child), once) or not ((split >= 0) & (split < features)).all():
+        raise ValueError(f"tree {number} branches to where nothing is")
 
 # %% ../../nbs/models/06_regressors.ipynb #112e23e4
 @dataclass(frozen=True, eq=False)
