@@ -131,7 +131,8 @@ def mlflows(house: House) -> Iterator[str]:
         port = free.getsockname()[1]
     model = f"models:/{house.registry.name}/{house.versions[0]}"
     serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "-h", "127.0.0.1", "-p", str(port), "--env-manager", "local"]  # fmt: skip
-    with process(serve, MLFLOW_TRACKING_URI=house.registry.tracking_uri, OMP_NUM_THREADS="1") as one:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where it looks for uvicorn
+    with process(serve, MLFLOW_TRACKING_URI=house.registry.tracking_uri, OMP_NUM_THREADS="1", PATH=path) as one:
         url, watch = f"http://127.0.0.1:{port}", Stopwatch()
         while not answers(url):
             if one.poll() is not None or watch.seconds > 300:

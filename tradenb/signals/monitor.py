@@ -128,20 +128,22 @@ def drift(
     if model.reference is None or not rows[:, first:].any():
         return None
     table = stretch(model, panel, first, stop, rows, engine)
-    before = [
-        stretch(model, panel, a, b, rows, engine)
-        for a, b in training_stretches(model, panel, stop - first)
-        if rows[:, a:b].any()
-    ]
+    earlier = training_stretches(model, panel, first, stop - first)
+    before = [stretch(model, panel, a, b, rows, engine) for a, b in earlier if rows[:, a:b].any()]
     usual = pl.concat([table.select("name", usual=pl.lit(0.0)), *(t.select("name", usual="psi") for t in before)])
     table = table.join(usual.group_by("name").agg(pl.col("usual").max()), on="name", maintain_order="left")
     order = table.select("name", "psi", "usual", "missing", "missing_then")
     return Drift(panel.dates[first].item(), panel.dates[-1].item(), int(rows[:, first:].sum()), order)
 
 # %% ../../nbs/signals/04_monitor.ipynb #09ec56b6
-def training_stretches(model: LoadedModel, panel: Panel, sessions: int) -> list[tuple[int, int]]:  # columns from, to
-    "The last stretches of so many sessions that the training saw, as far as the panel holds them and their halo."
-    end = panel.position(calendar.next_session(model.trained_through))
+def training_stretches(
+    model: LoadedModel,
+    panel: Panel,
+    first: int,  # column of the newest sessions: a training may reach into them
+    sessions: int,
+) -> list[tuple[int, int]]:  # columns from, to
+    "The last stretches of so many sessions that the training saw before, as far as the panel holds them and their halo."
+    end = min(panel.position(calendar.next_session(model.trained_through)), first)
     ends = [end - i * sessions for i in range(USUAL_BLOCKS)]
     return [(e - sessions, e) for e in ends if e - sessions >= (model.features.halo or 0)]
 
@@ -256,7 +258,7 @@ class Monitor:
         self.agreements: tuple[Agreement, ...] = ()  # newest last
         self.shadow_error: str | None = None
         self._waiting: OrderedDict[tuple[object, date], View] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._turn = threading.Lock(), threading.Lock()
 
     def answered(self, view: View, as_of: date) -> bool:  # is there something to do?
         "Note that a session was asked about; takes no time."
@@ -269,12 +271,13 @@ class Monitor:
         return True
 
     def look(self) -> None:
-        "One turn."
-        if self.settings.signals.shadow:
-            with contextlib.suppress(TradenbError):  # told by the holder
-                self.challenger.reload()
-            self._score()
-        self._measure()
+        "One turn; a second one at the same time waits."
+        with self._turn:
+            if self.settings.signals.shadow:
+                with contextlib.suppress(TradenbError):  # told by the holder
+                    self.challenger.reload()
+                self._score()
+            self._measure()
 
     def _score(self) -> None:
         while self._waiting:
@@ -326,7 +329,10 @@ class Monitor:
 
     def _taken(self, now: Watched, model: LoadedModel, view: View) -> Watched:
         newest, sessions, asked = view.index.last, self.settings.signals.drift_sessions, self.settings.label
-        span, halo = min(_after(model, newest), 2 * REALISED_SESSIONS) + USUAL_BLOCKS * sessions, model.features.halo
+        span, halo = (
+            min(_after(model, newest), 2 * REALISED_SESSIONS) + (1 + USUAL_BLOCKS) * sessions,
+            model.features.halo,
+        )
         first, wanted = min(view.index.first_bars.values()), calendar.shift(newest, -((halo or 0) + span))
         panel = recent_panel(view.lake, view.index, newest, None if halo is None or wanted <= first else halo + span)
         mask, engine = self._mask(view, panel), self.market.engine
