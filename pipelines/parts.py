@@ -76,6 +76,21 @@ def train_now(settings: Settings, as_of: date | None, why: str) -> tuple[Any, di
         return registry.activate(version, who="tradenb train", why=why), result.metrics
 
 
+def search_now(settings: Settings, trials: int, until: date | None) -> Any:  # tradenb.models.search.Search
+    "Search for a better recipe on the lake, and keep every trial beside the trainings."
+    from tradenb.models.registry import open_registry
+    from tradenb.models.tracking import ModelCard, log_search
+    from tradenb.trading.modelling import search_model, survivorship_of
+
+    lake = open_lake(settings)
+    vintage = lake.vintage()
+    view = lake.at(vintage)
+    found = search_model(settings, view, newest_session(view), trials, until, settings.market.symbols)
+    card = ModelCard(vintage, settings.hash, records.code_version(), survivorship=survivorship_of(view))
+    log_search(open_registry(settings).tracking, found, card, SystemClock().now())
+    return found
+
+
 def signals_now(settings: Settings, as_of: date | None) -> tuple[pl.DataFrame, dict[str, Any]]:
     "The champion's signals for a session, by the service itself within this process."
     from tradenb.core.web import serving

@@ -509,3 +509,14 @@ def test_the_settings_name_every_rule(name):
     else:
         rule = constructor(portfolio.model_copy(update={"constructor": name}), load().costs)
         assert type(rule).__name__.lower() == name.replace("_", "")
+
+
+def test_the_settings_reach_the_rule_that_they_name():
+    from tradenb.core.settings import load
+
+    chosen = {"portfolio.constructor": "mean_variance", "portfolio.neutral": "sectors, beta", "portfolio.ic": "0.05"}
+    settings = load(chosen, env={})
+    rule = constructor(settings.portfolio, settings.costs)
+    assert (rule.sector_neutral, rule.beta_neutral, rule.ic) == (True, True, 0.05)
+    settings = load({"portfolio.constructor": "topk_dropout", "portfolio.risk_degree": "0.8"}, env={})
+    assert constructor(settings.portfolio, settings.costs).risk_degree == 0.8

@@ -255,10 +255,13 @@ class Portfolio(Section):
     top_n: int = Field(ge=0)
     bottom_n: int = Field(ge=0)
     n_drop: PositiveInt
+    risk_degree: float = Field(gt=0, le=1)
     max_turnover: float = Field(ge=0)
     target_volatility: float = Field(gt=0)
     risk_sessions: int = Field(ge=20)
     risk_aversion: float = Field(gt=0)
+    ic: float = Field(gt=0, lt=1)
+    neutral: Annotated[tuple[Literal["sectors", "beta"], ...], BeforeValidator(_names)]
     capital: Money
     max_position_share: float = Field(gt=0, le=1)
     max_gross: float = Field(gt=0)

@@ -476,5 +476,5 @@ def constructor(
         "beta_neutral": BetaNeutral(p.top_n, p.bottom_n, p.max_position_share),
         "volatility_scaled": VolatilityScaled(p.top_n, p.bottom_n, p.target_volatility, p.max_gross),
     }
-    rule = rules.get(p.constructor) or TopkDropout(p.top_n, p.n_drop, sell_cost=sale)
+    rule = rules.get(p.constructor) or TopkDropout(p.top_n, p.n_drop, risk_degree=p.risk_degree, sell_cost=sale)
     return TurnoverCapped(rule, p.max_turnover) if p.max_turnover else rule

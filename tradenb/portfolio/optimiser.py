@@ -251,8 +251,8 @@ class MeanVariance:
             "impact": costs.impact,
         }  # fmt: skip
         return cls(
-            p.risk_aversion, max_position_share=p.max_position_share, max_gross=p.max_gross, max_turnover=p.max_turnover,
-            net=(1.0, 1.0) if long_only else (0.0, 0.0), long_only=long_only, capital=float(p.capital), **paid,
+            p.risk_aversion, p.ic, max_position_share=p.max_position_share, max_gross=p.max_gross, max_turnover=p.max_turnover,
+            net=(1.0, 1.0) if long_only else (0.0, 0.0), long_only=long_only, capital=float(p.capital), sector_neutral="sectors" in p.neutral, beta_neutral="beta" in p.neutral, **paid,
         )  # fmt: skip
 
     def __call__(self, predictions: pl.DataFrame, context: Context) -> pl.DataFrame:
