@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from tradenb.features.sets import feature_set
 from tradenb.market.actions import place_events
 from tradenb.market.demo import simulate
 from tradenb.market.lake import Lake, open_lake
-from tradenb.models.registry import ModelCard, Registry, open_registry
+from tradenb.models.registry import ModelCard, Registry, open_registry, stored
 from tradenb.models.splits import WalkForward
 from tradenb.models.training import TrainingConfig, train
 from tradenb.portfolio.constructors import constructor
@@ -129,8 +130,9 @@ def mlflows(house: House) -> Iterator[str]:
     "MLflow's server of the first version; yields its address."
     with contextlib.closing(listen("127.0.0.1")) as free:
         port = free.getsockname()[1]
-    model = f"models:/{house.registry.name}/{house.versions[0]}"
-    serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "-h", "127.0.0.1", "-p", str(port), "--env-manager", "local"]  # fmt: skip
+    model = house.settings.root / "served_by_mlflow"  # a copy: it writes into the folder that it serves
+    shutil.copytree(stored(house.registry, house.versions[0]).model, model)
+    serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "-h", "127.0.0.1", "-p", str(port), "--env-manager", "local"]  # fmt: skip
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where it looks for uvicorn
     with process(serve, MLFLOW_TRACKING_URI=house.registry.tracking_uri, OMP_NUM_THREADS="1", PATH=path) as one:
         url, watch = f"http://127.0.0.1:{port}", Stopwatch()
