@@ -439,9 +439,22 @@ def test_the_equal_weight_benchmark_is_the_mean_of_the_names_with_predictions():
     from tradenb.portfolio.market import Known
 
     returns = Known(market).returns
+    assert result.benchmarks["equal_weight"][0] == 0.0  # bought at the close of the first session
     for t in range(2, result.daily.height):
         members = np.isfinite(market.close[:, t - 2])
         assert result.benchmarks["equal_weight"][t - 1] == pytest.approx(np.nan_to_num(returns[members, t]).mean())
+
+
+def test_the_benchmark_of_the_open_turns_over_at_the_open():
+    open_ = np.array([[100.0, 100, 100, 110], [50, 50, 60, 60]])
+    market = flat_market({"A": [100, 110, 121, 121], "B": [50, 50, 60, 60]}, open=open_)
+    only_a = predictions_of(market, np.array([[1.0, np.nan, np.nan, np.nan], [np.nan, 1.0, np.nan, np.nan]]))
+    both = pl.concat([only_a, only_a.with_columns(symbol=pl.Series(["B", "A"]), prediction=pl.lit(0.5))])
+    result = backtest(both, market, Plan(LongShort(1, 0), price="open", max_volume_share=0))
+    first, second, third = result.benchmarks["equal_weight"].to_list()
+    assert first == pytest.approx((110 / 100 + 50 / 50) / 2 - 1)  # the day of session t + 1, from its open
+    assert second == pytest.approx((1 + (100 / 110 + 60 / 50 - 2) / 2) * (1 + (121 / 100 + 60 / 60 - 2) / 2) - 1)
+    assert third == pytest.approx((1 + (110 / 121 + 1 - 2) / 2) * (1 + (121 / 110 + 1 - 2) / 2) - 1)
 
 
 def test_the_plan_of_the_settings_is_that_of_production():
@@ -468,6 +481,7 @@ def test_predictions_off_the_market_are_refused():
         (predictions.with_columns(pl.col("date").dt.offset_by("1y")), "not among the market's sessions"),
         (pl.concat([predictions, predictions]), "two predictions"),
         (predictions.with_columns(prediction=pl.lit(None, pl.Float64)), "without predictions"),
+        (predictions.filter(pl.col("date") == market.dates[-1].item()), "there is none to trade them in"),
     ]:
         with pytest.raises(InputError, match=match):
             backtest(odd, market, Plan(LongShort(2, 2)))

@@ -25,13 +25,13 @@ TERMS = Costs(0.005, 1.0, 2.0, 1.0, 1.5, 0.5, 0.02, 0.03)
 
 @pytest.fixture(scope="module")
 def market() -> Market:
-    demo = simulate(symbols=40, start=date(2020, 1, 2), end=date(2020, 9, 30))
+    demo = simulate(symbols=30, start=date(2020, 1, 2), end=date(2020, 5, 29))
     return Market.from_frames(demo.truth, demo.actions)
 
 
 @pytest.fixture(scope="module")
 def predictions(market: Market) -> pl.DataFrame:
-    demo = simulate(symbols=40, start=date(2020, 1, 2), end=date(2020, 9, 30))
+    demo = simulate(symbols=30, start=date(2020, 1, 2), end=date(2020, 5, 29))
     return demo.oracle.rename({"expected": "prediction"})
 
 

@@ -339,6 +339,10 @@ class Run:
         there = np.flatnonzero(np.isfinite(self.signals).any(axis=0))
         if not len(there):
             raise InputError("a backtest without predictions: none is finite and on a day with a bar")
+        if there[0] + 1 >= len(self.dates):
+            raise InputError(
+                f"predictions of {self.dates[-1]} alone, the market's last session: there is none to trade them in"
+            )
         return range(int(there[0]) + 1, min(int(there[-1]) + 3, len(self.dates)))
 
     def night(self, t: int) -> tuple[Decimal, Decimal, Decimal]:
@@ -542,7 +546,7 @@ def benchmark_returns(
     market, later = known.market, np.array(sessions)
     there = np.isfinite(signals)
     newest = np.maximum.accumulate(np.where(there.any(axis=0), np.arange(there.shape[1]), -1))
-    now, before = (there[:, newest[later - k]] & (newest[later - k] >= 0) for k in (1, 2))
+    now, before = (_members(there, np.where(later >= k, newest[later - k], -1)) for k in (1, 2))
     if plan.price == "close":
         earned = _mean(known.returns[:, later], before)
     else:
@@ -551,6 +555,11 @@ def benchmark_returns(
     nights = np.diff(market.dates[later.min() - 1 : later.max() + 1]).astype(int)
     cash = np.array([overnight(plan.costs.cash_annual, 1.0, int(n)) for n in nights])
     return pl.DataFrame({"date": pl.Series(market.dates[later]).cast(pl.Date), "equal_weight": earned, "cash": cash})
+
+
+def _members(there: NDArray[np.bool_], sessions: NDArray[np.int64]) -> NDArray[np.bool_]:
+    "Who has a prediction on each of these sessions; nobody where it is below 0."
+    return there[:, sessions] & (sessions >= 0)
 
 
 def _mean(values: Floats, members: NDArray[np.bool_]) -> Floats:
