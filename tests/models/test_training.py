@@ -15,9 +15,19 @@ from tradenb.features.engine import compute
 from tradenb.features.labels import label
 from tradenb.features.panel import Panel, random_panel
 from tradenb.features.sets import feature_set
-from tradenb.models.regressors import fingerprint
-from tradenb.models.splits import Window
-from tradenb.models.training import learnt, retrain_due, train, training_config
+from tradenb.models.regressors import Ensemble, fingerprint
+from tradenb.models.splits import WalkForward, Window, folds
+from tradenb.models.training import (
+    fit,
+    learnt,
+    predict,
+    recency,
+    retrain_due,
+    samples,
+    sharing,
+    train,
+    training_config,
+)
 
 from .conftest import SMALL
 
@@ -161,3 +171,112 @@ def test_the_last_day_in_the_index_is_judged_by_the_return_after_it(market, resu
     whole = result.predictions.filter(symbol=market.symbols[0])
     assert rows["date"].max() == market.dates[left].item()
     assert rows["label"].to_list() == whole.filter(pl.col("date") <= rows["date"].max())["label"].to_list()
+
+
+def test_the_number_of_threads_changes_no_bit(market, result):
+    two = train(market, ALPHA158, replace(SMALL, threads=2))
+    assert fingerprint(two.model) == fingerprint(result.model) and two.predictions.equals(result.predictions)
+
+
+def test_folds_share_the_bins_of_one_whose_training_window_they_overlap():
+    for walk in (WalkForward(train=100, test=30), WalkForward("expanding", train=100, test=30)):
+        plan = folds(walk, 600)
+        groups = sharing(plan)
+        assert [fold for group in groups for fold in group] == plan and len(groups) > 1
+        for group in groups:
+            oldest = group[0].train
+            assert all(0 <= fold.train.stop - oldest.stop < len(oldest) for fold in group)
+            assert all(fold.train.start >= oldest.start for fold in group)
+
+
+def test_the_production_model_does_not_depend_on_how_long_the_walk_before_it_was(market, result):
+    "Its bins come from its own window; the newest sessions that a rolling walk needs give the same bytes."
+    needed = SMALL.walk.warmup + 200
+    shorter = train(market.tail(needed), ALPHA158, SMALL)
+    assert len(shorter.folds) < len(result.folds)
+    assert fingerprint(shorter.model) == fingerprint(result.model)
+
+
+def test_a_fold_with_its_own_bins_is_what_fit_gives(market):
+    config = replace(SMALL, share_bins=False)
+    block, returns = compute(market, ALPHA158), label(market)
+    result = train(market, ALPHA158, config)
+    alone = predict(fit(block, learnt(returns), result.folds[1], config), block, returns, result.folds[1])
+    assert result.predictions.filter(fold=2).equals(alone)
+
+
+def test_a_sample_loses_half_its_weight_in_a_half_life():
+    mask = np.array([[1, 1, 0, 1, 1], [1, 1, 1, 1, 0]], bool)
+    weights = recency(mask, Window(1, 5), half_life=2)
+    assert np.allclose(weights, 0.5 ** (np.array([3, 3, 2, 1, 1, 0]) / 2))
+    assert recency(mask, Window(1, 5), half_life=0) is None
+
+
+def test_samples_stand_by_session_and_then_by_symbol(market):
+    block, target = compute(market, ALPHA158), learnt(label(market))
+    window = Window(80, 120)
+    found = samples(block, target, window, half_life=20)
+    rows = [
+        (t, s)
+        for t in range(80, 120)
+        for s in range(len(market.symbols))
+        if block.traded[s, t] and np.isfinite(target[s, t])
+    ]
+    assert np.array_equal(found.x, np.stack([block.values[:, s, t] for t, s in rows]), equal_nan=True)
+    assert np.array_equal(found.y, np.array([target[s, t] for t, s in rows]))
+    assert found.weight[-1] == 1 and (np.diff(found.weight) >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["ridge", "xgboost"])
+def test_other_regressors_walk_forward_too_and_find_the_order(market, kind):
+    result = train(market, ALPHA158, replace(SMALL, model=kind))
+    assert result.model.kind == kind and result.metrics["rank_ic"] > 3 / np.sqrt(result.ic["names"].sum())
+    assert np.array_equal(result.golden.prediction, result.model.predict(result.golden.x))
+
+
+def test_an_ensemble_is_walked_forward_with_a_step_for_each_model(market):
+    heard = []
+    config = replace(SMALL, seeds=2, threads=2)
+    result = train(market, ALPHA158, config, progress=lambda *step: heard.append(step))
+    fits = 2 * (len(result.folds) + 1)
+    assert [done for done, _, _ in heard] == list(range(fits + 1)) and {of for _, of, _ in heard} == {fits}
+    assert result.model.kind == "ensemble" and len(result.model.members) == 2
+
+
+@pytest.mark.parametrize("target", ["zscore", "return"])
+def test_other_targets_are_learnt(market, target):
+    config = replace(SMALL, target=target, half_life_sessions=60)
+    result = train(market.tail(260), ALPHA158, config)
+    assert result.config.params()["target"] == target and np.isfinite(result.metrics["rank_ic"])
+
+
+def test_a_result_carries_what_a_model_is_proven_and_watched_by(market, result):
+    golden = result.golden
+    block = compute(market, ALPHA158)
+    assert golden.x.shape == (SMALL.golden_rows, 158) and golden.x.flags.c_contiguous
+    assert np.array_equal(golden.x[-1], block.values[:, np.flatnonzero(block.traded[:, -1])[-1], -1], equal_nan=True)
+    assert np.array_equal(golden.prediction, result.model.predict(golden.x))
+    assert result.reference.names == (*ALPHA158.names, "prediction")
+    assert set(result.shap["feature"]) == set(ALPHA158.names) and result.shap["mean_abs_shap"].is_sorted(
+        descending=True
+    )
+
+
+def test_an_unknown_model_or_target_is_refused(market):
+    for change, message in (
+        ({"model": "oracle"}, "training.model is 'oracle'"),
+        ({"target": "wish"}, "training.target"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(market, ALPHA158, replace(SMALL, **change))
+
+
+def test_every_setting_of_the_training_reaches_the_recipe(make_settings):
+    "A key that is read nowhere would be a promise that is not kept."
+    changed = {"model": "xgboost", "target": "zscore", "seeds": 3, "half_life_sessions": 250, "rounds": 99, "early_stopping": 9,
+               "min_rounds": 3, "learning_rate": 0.07, "num_leaves": 5, "max_depth": 4, "min_data_in_leaf": 77, "feature_fraction": 0.6,
+               "bagging_fraction": 0.5, "lambda_l1": 0.1, "lambda_l2": 3.0, "ridge_alpha": 0.5, "threads": 1}  # fmt: skip
+    config = training_config(make_settings(**{f"training.{k}": v for k, v in changed.items()}), warmup=60)
+    assert {k: getattr(config, k) for k in changed} == changed
+    assert config.regressor() == Ensemble(config.recipe(), 3)
+    assert config.recipe().params(1, 1)["max_leaves"] == 5

@@ -27,6 +27,7 @@ from .inference import Deflated, Overfitting, Trials, deflated_sharpe, overfitti
 from .performance import sharpe
 from .splits import WalkForward
 from tradenb.models.training import (
+    SURE,
     Progress,
     Steps,
     Task,
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['Range', 'Space', 'TREES', 'LINE', 'SURE', 'HALF', 'Real', 'Whole', 'OneOf', 'space_of', 'check_space', 'Outcome',
-           'outcome', 'Search', 'verdict', 'fingerprint', 'opened', 'asked', 'run_trial', 'search', 'collected',
-           'importances', 'plot_search']
+__all__ = ['Range', 'Space', 'TREES', 'LINE', 'HALF', 'Real', 'Whole', 'OneOf', 'space_of', 'check_space', 'Outcome', 'outcome',
+           'Search', 'verdict', 'fingerprint', 'opened', 'asked', 'run_trial', 'search', 'collected', 'importances',
+           'plot_search']
 
 # %% ../../nbs/models/08_search.ipynb #e5ac3ac1
 @dataclass(frozen=True)
@@ -202,7 +203,6 @@ class Search:
         return f"Search({done} of {self.trials.height} trials complete through {self.until}: rank IC {self.rank_ic:.4f} in trial {self.chosen})"
 
 # %% ../../nbs/models/08_search.ipynb #051b52ab
-SURE = 0.95  # deflated Sharpe ratio from which on luck is no explanation
 HALF = 0.5  # probability of overfitting from which on the choice is no better than a draw
 
 

@@ -465,9 +465,9 @@ def train(
     features: Callable[[Panel, FeatureSet], FeatureBlock] = compute,  # or the same by another engine, or on a cluster
 ) -> TrainingResult:
     "Walk forward, judge, and fit the production model; raises `InputError` when the history is too short, `ExpressionError` for a feature that looks ahead."
+    fset.require_causal()
     count = len(folds(config.walk, len(panel.dates)))
     steps = Steps(progress or (lambda done, of, what: None), (count + 1) * config.seeds)
-    fset.require_causal()
     steps.tell(f"computing {len(fset.names)} features", step=0)
     task, parts, rows = prepared(panel, fset, config, eligible, features), [], []
     for fold, model in walked(task, steps, [*sharing(task.plan), [task.final]]):
@@ -509,7 +509,7 @@ def _result(
     )  # fmt: skip
 
 # %% ../../nbs/models/07_training.ipynb #7b852a9e
-SURE = 0.95  # deflated Sharpe ratio from which on luck is no explanation
+SURE = 0.99  # of the interval, and of the deflated Sharpe ratio, from which on luck is no explanation
 
 
 @dataclass(frozen=True)
@@ -526,7 +526,7 @@ class Verdict:
 
     def __str__(self) -> str:
         ic = self.rank_ic
-        return f"{'something' if self.found else 'nothing'} here: rank IC {ic.value:.4f}, 95 % interval {ic.low:.4f} to {ic.high:.4f}; {self.deflated}"
+        return f"{'something' if self.found else 'nothing'} here: rank IC {ic.value:.4f}, {ic.level:.0%} interval {ic.low:.4f} to {ic.high:.4f}; {self.deflated}"
 
 
 def verdict(
@@ -537,7 +537,7 @@ def verdict(
     "Whether a record is more than luck."
     horizon = config.walk.horizon
     spread = metrics.long_short_returns(predictions, config.top_n, config.bottom_n, horizon)["return"]
-    certain = newey_west(metrics.rank_ic(predictions)["rank_ic"], horizon=horizon)
+    certain = newey_west(metrics.rank_ic(predictions)["rank_ic"], horizon=horizon, level=SURE)
     return Verdict(certain, deflated_sharpe(spread, trials or Trials(1, 0.0)))
 
 # %% ../../nbs/models/07_training.ipynb #99124b39
