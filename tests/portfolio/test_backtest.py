@@ -3,6 +3,7 @@
 from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from itertools import pairwise
 from uuid import UUID
 
 import numpy as np
@@ -17,7 +18,10 @@ from tradenb.core.settings import load
 from tradenb.exchange import accounts as exchange
 from tradenb.features.labels import label
 from tradenb.features.panel import Panel, random_panel
-from tradenb.market.demo import simulate
+from tradenb.market.actions import place_events
+from tradenb.market.demo import DemoMarket, simulate
+from tradenb.market.lake import Lake
+from tradenb.market.tables import TABLES
 from tradenb.models.metrics import long_short_returns
 from tradenb.portfolio.backtest import ZERO, Account, Backtest, Plan, backtest
 from tradenb.portfolio.constructors import (
@@ -33,6 +37,8 @@ from tradenb.portfolio.market import Market, reference_price
 from tradenb.portfolio.optimiser import MeanVariance
 from tradenb.portfolio.sizing import size_orders
 from tradenb.portfolio.weights import LongOnly, LongShort, RankWeighted, normalise
+from tradenb.trading.orchestrator import before_session
+from tradenb.trading.service import day_orders
 
 few = settings(max_examples=25)
 COSTLY = Costs(0.005, 1.0, 2.0, 1.0, 1.5, 0.5, 0.02, 0.03)
@@ -565,3 +571,54 @@ def test_trades_and_events_are_booked_as_the_exchange_books_them(steps):
             ours.event(0, split, cash, final)
     assert ours.cash == theirs.cash
     assert ours.shares.get(0, ZERO) == theirs.qty("A")
+
+
+# --- the daily run plans the same ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, DemoMarket]:
+    demo = simulate(symbols=30, start=date(2020, 1, 2), end=date(2020, 4, 30))
+    lake = Lake(tmp_path_factory.mktemp("lake"))
+    with lake.writing(5) as draft:
+        draft.merge("bars", demo.truth.select(TABLES["bars"].schema.keys()).cast(dict(TABLES["bars"].schema)))
+        draft.merge("corporate_actions", demo.actions)
+        draft.merge("adjustments", place_events(demo.actions, demo.truth))
+        draft.merge("universe", demo.universe)
+        draft.record(date(2020, 4, 30), "test", datetime(2020, 5, 1, 12, tzinfo=UTC))
+    return lake, demo
+
+
+@pytest.mark.parametrize("rule", [LongShort(6, 6), TopkDropout(6, 2)], ids=lambda r: type(r).__name__)
+def test_the_daily_run_plans_the_orders_of_the_backtest(rule, lake):
+    "Evening by evening: what the orchestrator makes of the lake and the positions is what the backtest has sent."
+    store, demo = lake
+    chosen = load({"portfolio.max_position_share": "0.2", "portfolio.capital": "5000000"})
+    predictions = demo.oracle.rename({"expected": "prediction"}).filter(pl.col("date") >= date(2020, 3, 2))
+    market = Market.from_lake(store, date(2020, 1, 2), date(2020, 4, 30))
+    result = backtest(predictions, market, Plan.of(chosen, rule))
+    days = result.daily["date"].to_list()
+    for as_of, day in list(pairwise(days))[:-1:4]:
+        t = market.dates.tolist().index(day)
+        held = result.positions.filter(pl.col("date") == as_of).select("symbol", "shares").iter_rows()
+        ratio = dict(zip(market.symbols, market.ratio[:, t], strict=True))
+        positions = {s: Decimal(repr(float(q * ratio[s]))).quantize(Decimal("1e-9")).normalize() for s, q in held}
+        before = before_session(store, day)
+        weights_now = before.held(positions, chosen.portfolio.capital)
+        rows = predictions.filter(pl.col("date") == as_of).sort("symbol")
+        table = pl.DataFrame({"symbol": rows["symbol"], "predicted_return": normalise(rows["prediction"].to_numpy())})
+        night = result.daily.filter(pl.col("date") == day).select(
+            pl.col("interest") + pl.col("dividends") - pl.col("borrow")
+        )
+        cash = (result.daily.filter(pl.col("date") == as_of)["cash"][0] + night.item()) / float(
+            chosen.portfolio.capital
+        )
+        around = replace(before.context(table["symbol"].to_list(), weights_now), cash=cash)
+        answer = rule(table, around).to_dicts()
+        told = {"signals": [r for r in answer if r["rank"]], "kept": [r for r in answer if not r["rank"]]}
+        planned = day_orders(chosen, chosen.portfolio.capital, told, before, positions)
+        ours = result.orders.filter(pl.col("date") == day).select("symbol", "side", "asked", "reason")
+        assert ours.height
+        sent = [(o.symbol, o.side, float(o.qty), o.reason) for o in planned if o.side]
+        assert [r[:3] for r in sent] == [r[:3] for r in ours.rows()]
+        assert all(theirs[3].startswith(mine[3]) for mine, theirs in zip(sent, ours.rows(), strict=True))
