@@ -9,8 +9,10 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import lightgbm  # noqa: F401 — imported before processes are made, as what follows
@@ -79,8 +81,9 @@ def in_a_process(work: Callable[[], None]) -> bool:  # did it live to its end?
         try:
             work()
             code = 0
+        except Exception:
+            traceback.print_exc()
         finally:
-            sys.stdout.flush()
             os._exit(code)
     _, status = os.waitpid(child, 0)
     if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status):
@@ -106,7 +109,6 @@ def left_behind(registry: Registry, action: str, write: int, lived: bool) -> dic
         "aliases": dict(aliases(registry)),
         "after": after["action"].to_list(),
         "copied": recorded(registry.engine, NAME).equals(after),  # type: ignore[arg-type]
-        "states": registry.versions()["state"].to_list(),
     }
 
 
@@ -121,29 +123,32 @@ def last_champion(acts: list[tuple[str, int]]) -> int | None:
     return champion
 
 
+def copy_of(root: Path, name: str) -> Path:
+    "MLflow's database and the platform's."
+    shutil.copyfile(root / "mlflow" / "mlflow.db", root / f"{name}.db")
+    shutil.copyfile(root / "platform.db", root / f"{name}.db.platform")
+    return root / f"{name}.db"
+
+
+def attempt(root: Path, database: Path, act: Callable[[Registry], object], write: int) -> None:
+    registry = opened(root, database)
+    die_before(write, registry.engine)
+    act(registry)
+
+
 def kill(root: Path, run_id: str) -> None:
-    base = root / "mlflow" / "mlflow.db"
-    for name in ("warm.db", "warm.db.platform"):  # what is compiled here need not be in every process
-        shutil.copyfile(base if name == "warm.db" else root / "platform.db", root / name)
-    opened(root, root / "warm.db").activate(1, "ada", "warming up")
+    opened(root, copy_of(root, "warm")).activate(1, "ada", "warming up")  # what that compiles every process has
+    tried = []
     for action, act in acts(run_id).items():
+        lived = False
         for write in range(20):
-            database = root / f"{action}{write}.db"
-            shutil.copyfile(base, database)
-            shutil.copyfile(root / "platform.db", f"{database}.platform")
-
-            def attempt(write: int = write, database: Path = database, act: Callable = act) -> None:
-                registry = opened(root, database)
-                die_before(write, registry.engine)
-                act(registry)
-
-            lived = in_a_process(attempt)
-            told = lambda w=write, d=database, a=action, ok=lived: print(
-                json.dumps(left_behind(opened(root, d), a, w, ok)), flush=True
-            )
-            in_a_process(told)
             if lived:
                 break
+            database = copy_of(root, f"{action}{write}")
+            lived = in_a_process(partial(attempt, root, database, act, write))
+            tried.append((database, action, write, lived))
+    for database, *what in tried:
+        print(json.dumps(left_behind(opened(root, database), *what)), flush=True)
 
 
 def race(uri: str, root: Path, times: int) -> None:

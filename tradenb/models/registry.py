@@ -483,7 +483,9 @@ def register(registry: Registry, run_id: str, who: str, why: str) -> int:
     model_id, tags = _complete(registry, run_id)
     client = registry.client
     with records.reaching(registry.tracking):
-        source = f"models:/{model_id}"
+        source = str(
+            client.get_logged_model(model_id).artifact_location
+        )  # by its id MLflow would ask its global database
         tags |= {"digest": digest(*places(registry, client, source, run_id))}
         _ensure_model(client, registry.name)
     with acting(registry, who, why) as act:
@@ -530,7 +532,8 @@ def places(registry: Registry, client: MlflowClient, source: str, run_id: str) -
     from mlflow.exceptions import MlflowException
 
     try:
-        model = str(client.get_logged_model(source.removeprefix("models:/")).artifact_location)
+        by_id = source.startswith("models:/")
+        model = str(client.get_logged_model(source.removeprefix("models:/")).artifact_location) if by_id else source
         papers = str(client.get_run(run_id).info.artifact_uri)
     except MlflowException as error:
         raise ModelError(f"the artifacts of {source} cannot be found ({one_line(error)}): train again") from error

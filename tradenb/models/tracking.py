@@ -25,7 +25,7 @@ import polars as pl
 
 import tradenb
 from ..core.errors import ModelError, ServiceUnavailable, one_line
-from ..core.report import PALETTE, style
+from ..core.report import PALETTE, canvas, style
 from ..features.sets import FeatureSet, to_json
 
 if TYPE_CHECKING:
@@ -313,17 +313,21 @@ def log_folds(client: MlflowClient, experiment: str, parent: str, result: Traini
         batch(client, parent, {f"fold_{k}": v for k, v in numbers.items()}, at, step=row["fold"])
 
 # %% ../../nbs/models/09_tracking.ipynb #81c69b50
+def _two(height: float) -> tuple[Figure, Any]:
+    fig, _ = canvas(height)
+    fig.clear()
+    return fig, fig.subplots(1, 2)
+
+
 def plot_ic(
     ic: pl.DataFrame,  # date, rank_ic
     window: int = 63,  # sessions
 ) -> Figure:
     "The rank IC summed up over time, and its mean over a window: a signal that fades bends the first and sinks the second."
-    import matplotlib.pyplot as plt
-
     known = ic.drop_nulls("rank_ic").sort("date")
     days, values = known["date"].to_list(), known["rank_ic"]
     with style():
-        fig, axes = plt.subplots(1, 2, figsize=(8, 2.6))
+        fig, axes = _two(2.6)
         axes[0].plot(days, values.cum_sum())
         axes[0].set(title="Rank IC, summed up")
         axes[1].plot(days, values.rolling_mean(min(window, max(1, len(values)))))
@@ -338,11 +342,9 @@ def plot_weights(
     top: int = 15,
 ) -> Figure:
     "What the model split on, and what moves its predictions: a feature that leads one list alone deserves a look."
-    import matplotlib.pyplot as plt
-
     sides = ((gains, "gain", "share of the gain"), (shap, "mean_abs_shap", "mean |SHAP value|"))
     with style():
-        fig, axes = plt.subplots(1, 2, figsize=(8, 3.2))
+        fig, axes = _two(3.2)
         for ax, (table, column, label) in zip(axes, sides, strict=True):
             rows = table.sort(column, descending=True).head(top).reverse()
             ax.barh(rows["feature"].to_list(), rows[column].to_numpy())
@@ -734,11 +736,9 @@ def intervals(kept: TrainingRecord) -> dict[str, tuple[float, float]]:  # metric
 # %% ../../nbs/models/09_tracking.ipynb #2c818e2f
 def plot_comparison(found: Comparison, names: tuple[str, str] = ("A", "B")) -> Figure:
     "Left: the rank IC of both, summed up. Right: the difference, summed up: a line that climbs steadily is a model that is steadily better."
-    import matplotlib.pyplot as plt
-
     days = found.daily.drop_nulls("difference")
     with style():
-        fig, axes = plt.subplots(1, 2, figsize=(8, 2.6))
+        fig, axes = _two(2.6)
         for column, name in zip(("a", "b"), names, strict=True):
             axes[0].plot(days["date"].to_list(), days[column].cum_sum(), label=name)
         axes[0].set(title="Rank IC, summed up")
