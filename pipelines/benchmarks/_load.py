@@ -1,7 +1,7 @@
 """A load generator in a process of its own: some connections that ask the same question over and over.
 
-usage: python -m pipelines.benchmarks._load JOB     the job as JSON: url, body, seconds, connections, and for a proof
-the file of the expected answers, version → signals. It prints a line when it is ready, begins at a line on stdin, and prints what came of it.
+usage: python -m pipelines.benchmarks._load     the job is a line on stdin, JSON: url, body, seconds, connections, and for a proof
+the file of the expected answers, version → signals. It prints a line when it begins, and a line of what came of it.
 """
 
 import http.client
@@ -112,13 +112,13 @@ class Load:
 
     def __init__(self, job: Job) -> None:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        command = [sys.executable, "-m", "pipelines.benchmarks._load", json.dumps(asdict(job))]
+        command = [sys.executable, "-m", "pipelines.benchmarks._load"]
         self.process = subprocess.Popen(
             command, text=True, cwd=PROJECT, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes
         )
-        self._line()
         assert self.process.stdin
-        print(file=self.process.stdin, flush=True)
+        print(json.dumps(asdict(job)), file=self.process.stdin, flush=True)
+        self._line()
 
     def _line(self) -> str:
         assert self.process.stdout
@@ -144,7 +144,6 @@ class Load:
 
 
 if __name__ == "__main__":
-    job = Job(**json.loads(sys.argv[1]))
-    print("ready", flush=True)
-    sys.stdin.readline()
+    job = Job(**json.loads(sys.stdin.readline()))
+    print("begun", flush=True)
     print(json.dumps(asdict(run(job))))
