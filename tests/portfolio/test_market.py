@@ -94,10 +94,12 @@ def test_a_silent_symbol_is_written_off_at_its_last_close_after_so_many_sessions
     n = SILENT + 5
     days = np.busday_offset("2024-01-02", np.arange(n)).tolist()
     gone = [10.0, 12.0] + [None] * (n - 2)
-    market = Market.from_frames(bars({"A": gone, "B": [1.0] * n}, days))
+    market = Market.from_frames(bars({"A": gone, "B": [1.0] * n}, days), sessions=days)
     assert np.flatnonzero(np.isfinite(market.final[0])).tolist() == [1 + SILENT + 1]
     assert market.final[0, 2 + SILENT] == 12.0
-    before = Market.from_frames(bars({"A": gone[: 2 + SILENT], "B": [1.0] * (2 + SILENT)}, days[: 2 + SILENT]))
+    before = Market.from_frames(
+        bars({"A": gone[: 2 + SILENT], "B": [1.0] * (2 + SILENT)}, days[: 2 + SILENT]), sessions=days[: 2 + SILENT]
+    )
     assert np.isnan(before.final).all()
 
 
@@ -178,6 +180,8 @@ def test_nonsense_is_refused():
         Market.from_frames(pl.concat([bars({"A": [1.0] * 5})] * 2))
     with pytest.raises(DataError, match="not positive"):
         Market.from_frames(bars({"A": [1.0, 0.0, 1.0, 1.0, 1.0]}))
+    with pytest.raises(DataError, match="2024-06-08"):
+        Market.from_frames(bars({"A": [1.0] * 2}, [date(2024, 6, 7), date(2024, 6, 8)]))
     with pytest.raises(DataError, match="no bars"):
         Market.from_frames(bars({}))
     market = Market.from_panel(random_panel(3, 20, 3))

@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..core.errors import DataError, InputError
-from ..features.panel import Panel, columns_of, rows_by_run, rows_of
+from ..features.panel import Panel, columns_of, rows_by_run, rows_of, session_axis
 from ..market.actions import ACTION_SCHEMA, combine, place_events, value_delistings
 
 if TYPE_CHECKING:
@@ -80,9 +80,11 @@ class Market:
         bars: pl.DataFrame,  # symbol, date, open, close, volume: as printed
         actions: pl.DataFrame | None = None,  # corporate_actions
         universe: pl.DataFrame | None = None,  # symbol, start, end, sector: for the sectors
-        sessions: Sequence[date] | NDArray[np.datetime64] | None = None,  # default: the days that have a bar
+        sessions: Sequence[date]
+        | NDArray[np.datetime64]
+        | None = None,  # default: the NYSE sessions from the first to the last bar
     ) -> Market:
-        "The tape of some tables. Raises `DataError` for a duplicate or a price that is not positive."
+        "The tape of some tables. Raises `DataError` for a duplicate, a bar outside the sessions or a price that is not positive."
         return tape(bars, actions, universe, sessions)
 
     @classmethod
@@ -196,8 +198,7 @@ def tape(
     if bars.is_empty():
         raise DataError("market: no bars, expected at least one: check the dates and symbols asked for")
     bars = bars.sort("symbol", "date")
-    days = bars["date"].unique().sort() if sessions is None else sessions
-    dates, symbols = np.asarray(days).astype("datetime64[D]"), tuple(bars["symbol"].unique().sort())
+    dates, symbols = session_axis(bars, sessions), tuple(bars["symbol"].unique().sort())
     actions = pl.DataFrame(schema=ACTION_SCHEMA) if actions is None else actions
     grid, at = _grid(bars, dates, symbols), {s: i for i, s in enumerate(symbols)}
     placed = place_events(actions, bars.filter(pl.col("close").is_not_null())) if events is None else events
