@@ -185,7 +185,7 @@ def test_folds_share_the_bins_of_one_whose_training_window_they_overlap():
         assert [fold for group in groups for fold in group] == plan and len(groups) > 1
         for group in groups:
             oldest = group[0].train
-            assert all(0 <= fold.train.stop - oldest.stop < len(oldest) for fold in group)
+            assert all(0 <= fold.train.stop - oldest.stop <= len(oldest) for fold in group)
             assert all(fold.train.start >= oldest.start for fold in group)
 
 

@@ -356,10 +356,10 @@ PART = 21  # sessions in memory as rows at a time
 def sharing(
     plan: Sequence[Fold],
 ) -> list[list[Fold]]:  # in order
-    "Folds whose training window ends less than one window after the first one's."
+    "Folds whose training window ends at most one window after the first one's."
     out: list[list[Fold]] = []
     for fold in plan:
-        if out and fold.train.stop - out[-1][0].train.stop < len(out[-1][0].train):
+        if out and fold.train.stop - out[-1][0].train.stop <= len(out[-1][0].train):
             out[-1].append(fold)
         else:
             out.append([fold])
