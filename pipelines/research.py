@@ -31,7 +31,7 @@ from tradenb.models.tracking import trials as trainings
 from tradenb.portfolio.backtest import Backtest, Plan, backtest
 from tradenb.portfolio.capacity import capacity
 from tradenb.portfolio.market import Market
-from tradenb.portfolio.tearsheet import Evidence, Judgement, Sheet, evidence_of, judge, tearsheet
+from tradenb.portfolio.tearsheet import Evidence, Judgement, Sheet, chance, evidence_of, judge, tearsheet
 from tradenb.trading import records
 from tradenb.trading.modelling import SIMULATED, survivorship_of, train_model
 from tradenb.trading.service import database_url
@@ -88,7 +88,7 @@ class Found:
             ("annual return", text_of(f["annual_return"], "percent"), "compound, after costs"),
             ("volatility", text_of(f["volatility"], "percent"), "a year"),
             ("Sharpe ratio", text_of(f["sharpe"], "price"), f"{text_of(s.low, 'price')} to {text_of(s.high, 'price')} with 95% confidence"),
-            ("deflated Sharpe", text_of(self.judged.deflated, "percent"), f"{self.judged.trials} tried, {text_of(self.judged.luck, 'price')} by luck"),
+            ("deflated Sharpe", chance(self.judged.deflated), f"{self.judged.trials} tried, {text_of(self.judged.luck, 'price')} by luck"),
             ("deepest fall", text_of(f["max_drawdown"], "percent"), ""),
             ("turnover", text_of(f["turnover"], "percent"), "of equity a day"),
             ("costs", text_of(f["costs"], "percent"), "of equity a year"),

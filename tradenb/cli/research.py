@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Set, parse_day, settings_from
+from .options import Set, Verbose, parse_day, settings_from
 from .screen import console, into_pipe, live, show_frame
 
 if TYPE_CHECKING:
@@ -47,13 +47,14 @@ def backtest(
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Show the tear sheet in the browser.")] = False,
     overrides: Set = None,
+    verbose: Verbose = False,
 ) -> None:
     "Trade the past with production's rules and costs, and judge it: a tear sheet, its orders, its daily accounts."
     from pipelines.research import Ask, research
 
     settings = settings_from(overrides, portfolio__capital=capital, portfolio__constructor=constructor)
     ask = Ask(version, predictions, parse_day(start), parse_day(end), costs, capacity, vintage, out)
-    with live(False):
+    with live(verbose):
         found = research(settings, ask)
     tell(found)
     if show:

@@ -42,7 +42,7 @@ from tradenb.core.report import (
     tiles,
 )
 from ..models import inference, metrics, performance
-from ..models.inference import Interval, Trials
+from ..models.inference import Interval, Overfitting, Trials
 from .capacity import half_capacity, repriced
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['CONFIDENT', 'MOST', 'FALLS', 'YEARS', 'WINDOWS', 'MONTHS', 'SPANS', 'FOLD', 'MULTIPLES', 'COSTS', 'Evidence',
-           'evidence_of', 'Sheet', 'Judgement', 'judge', 'sentences', 'opening', 'key_figures', 'thinned', 'growth',
-           'equity_chart', 'drawdown_chart', 'worst_falls', 'month_table', 'year_table', 'rolling_sharpe_chart',
-           'distribution_chart', 'shape_facts', 'exposure_chart', 'turnover_chart', 'rolling_ic', 'ic_chart',
-           'ic_months', 'quantile_chart', 'decay_chart', 'importance_charts', 'folds_chart', 'folds_table',
-           'charged_again', 'break_even', 'cost_chart', 'capacity_chart', 'costs_chart', 'cost_table', 'trials_chart',
-           'papers', 'sections', 'tearsheet']
+           'evidence_of', 'Sheet', 'Judgement', 'judge', 'sentences', 'chance', 'opening', 'key_figures', 'thinned',
+           'growth', 'equity_chart', 'drawdown_chart', 'worst_falls', 'month_table', 'year_table',
+           'rolling_sharpe_chart', 'distribution_chart', 'shape_facts', 'exposure_chart', 'turnover_chart',
+           'rolling_ic', 'ic_chart', 'ic_months', 'quantile_chart', 'decay_chart', 'importance_charts', 'folds_chart',
+           'folds_table', 'charged_again', 'break_even', 'cost_chart', 'capacity_chart', 'costs_chart', 'cost_table',
+           'trials_chart', 'overfitting_charts', 'papers', 'sections', 'tearsheet']
 
 # %% ../../nbs/portfolio/09_tearsheet.ipynb #060cefb7
 @dataclass(frozen=True, eq=False)
@@ -91,6 +91,7 @@ class Sheet:
     papers: Mapping[str, str] = field(default_factory=dict)  # where it comes from: model, vintage, hashes, seed
     warnings: tuple[str, ...] = ()  # what casts doubt on every figure, such as a universe of survivors
     notes: tuple[str, ...] = ()  # what else belongs beside the verdict, such as that the market is simulated
+    overfitting: Overfitting | None = None  # of the search that chose this variant
 
     @property
     def returns(self) -> np.ndarray:
@@ -150,15 +151,15 @@ def _said(judged: Judgement) -> str:
 
 def _counted(judged: Judgement) -> str:
     if judged.trials == 1:
-        return f"No other variant was counted. The probability that its true Sharpe ratio is above zero is {_chance(judged.deflated)}; if it was chosen among others, it is less."
-    return f"It is one of {judged.trials} variants that were tried; by luck alone the best of them would show {_ratio(judged.luck)}. The probability that the true ratio is above that (deflated Sharpe ratio) is {_chance(judged.deflated)}."
+        return f"No other variant was counted. The probability that its true Sharpe ratio is above zero is {chance(judged.deflated)}; if it was chosen among others, it is less."
+    return f"It is one of {judged.trials} variants that were tried; by luck alone the best of them would show {_ratio(judged.luck)}. The probability that the true ratio is above that (deflated Sharpe ratio) is {chance(judged.deflated)}."
 
 
 def _ratio(value: float) -> str:
     return text_of(value, "price")
 
 
-def _chance(share: float) -> str:
+def chance(share: float) -> str:
     "A probability; nothing that was estimated is certain."
     if share > 0.999 or share < 0.001:
         return "above 99.9%" if share > 0.5 else "below 0.1%"
@@ -193,7 +194,7 @@ def key_figures(sheet: Sheet, judged: Judgement) -> Block:
         "Annual return": (text_of(f["annual_return"], "change"), "compound, after costs"),
         "Sharpe ratio": (_ratio(f["sharpe"]), f"{_ratio(judged.sharpe.low)} to {_ratio(judged.sharpe.high)}, 95%"),
         "Deflated Sharpe" if judged.trials > 1 else "Probabilistic Sharpe": (
-            _chance(judged.deflated),
+            chance(judged.deflated),
             f"chance of a real edge, {judged.trials} tried",
         ),
         "Volatility": (text_of(f["volatility"], "percent"), "a year"),
@@ -617,6 +618,32 @@ def trials_chart(trials: Sequence[float], judged: Judgement) -> Block:
             "Net Sharpe ratio of every variant that was tried; a winner left of the dashed line has shown nothing yet",
         )
 
+# %% ../../nbs/portfolio/09_tearsheet.ipynb #65500826
+def overfitting_charts(found: Overfitting) -> Block:
+    "What became of the trial that was best on half of the sessions, on the other half."
+    share = text_of(found.probability, "percent")
+    with style():
+        figure, axes = canvas(2.2, HALF)
+        axes.hist(found.logits, bins=30, color=PALETTE["blue"], alpha=0.85, rwidth=0.9)
+        axes.axvline(0, color=PALETTE["red"], linewidth=1.2, linestyle="--")
+        scale(axes, "score", "x")
+        ranks = chart(
+            figure,
+            "Rank of the chosen on the other half",
+            f"Logit; left of the line it was below the middle, as in {share} of {len(found.logits):,} splits. From 50% on, choosing is no better than drawing",
+        )
+        figure, axes = canvas(2.2, HALF)
+        for values, label in ((found.in_sample, "where it was chosen"), (found.out_of_sample, "on the other half")):
+            axes.hist(values, bins=30, alpha=0.6, label=label)
+        figure.legend(loc="outside upper left", ncols=2)
+        scale(axes, "price", "x")
+        sharpes = chart(
+            figure,
+            "Sharpe ratio of the chosen",
+            f"The distance is what was luck; a loss in {text_of(found.loss, 'percent')} of splits",
+        )
+    return side_by_side(ranks, sharpes)
+
 # %% ../../nbs/portfolio/09_tearsheet.ipynb #8d2f535c
 def papers(sheet: Sheet) -> Block:
     "Where the record comes from."
@@ -666,8 +693,8 @@ def sections(sheet: Sheet, judged: Judgement) -> list[Section]:
             )
         )
     parts.append(Section("Costs", "What trading takes, and how much more it could.", tuple(_cost_blocks(sheet))))
-    if not isinstance(sheet.trials, Trials) and len(sheet.trials) > 1:
-        parts.append(Section("Trials", "How many tickets were bought.", (trials_chart(sheet.trials, judged),)))
+    if tries := _trial_blocks(sheet, judged):
+        parts.append(Section("Trials", "How many tickets were bought.", tuple(tries)))
     return [*parts, Section("Papers", "Enough to do it again.", (papers(sheet),))]
 
 
@@ -676,6 +703,12 @@ def _prediction_blocks(evidence: Evidence) -> list[Block]:
     if evidence.horizon > 1:
         return [*before, quantile_chart(evidence.predictions, width=FULL)]
     return [*before, side_by_side(quantile_chart(evidence.predictions), decay_chart(evidence.predictions))]
+
+
+def _trial_blocks(sheet: Sheet, judged: Judgement) -> list[Block]:
+    known = not isinstance(sheet.trials, Trials) and len(sheet.trials) > 1
+    shown = [trials_chart(sheet.trials, judged)] if known else []  # type: ignore[arg-type]
+    return [*shown, overfitting_charts(sheet.overfitting)] if sheet.overfitting else shown
 
 
 def _cost_blocks(sheet: Sheet) -> list[Block]:
