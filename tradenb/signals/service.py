@@ -165,12 +165,10 @@ def rule(
 
 # %% ../../nbs/signals/05_service.ipynb #b67bb9f4
 def answer(
-    model: LoadedModel, market: MarketReader, settings: Settings, ask: GenerateRequest
-) -> tuple[
-    SignalSet, pl.DataFrame, str, View
-]:  # signals; all left out: symbol, reason, by_settings; the rule's name; what was read
+    model: LoadedModel, market: MarketReader, ask: GenerateRequest, book: Portfolio, made: Constructor
+) -> tuple[SignalSet, pl.DataFrame, View]:  # signals; all left out: symbol, reason, by_settings; what was read
     "All of an answer, from one model and one vintage."
-    view, (book, made) = market.view(ask.vintage), rule(settings, ask)
+    view = market.view(ask.vintage)
     as_of = ask.as_of_date or view.index.last
     day = market.inputs(view, as_of, model.features)
     names, barred = names_to_rank(market, view, as_of, ask.symbols)
@@ -178,7 +176,7 @@ def answer(
     cash = 1 - math.fsum(held.values()) if ask.cash is None else ask.cash
     around = market.around(view, day, made.needs, held, cash, book.risk_sessions)
     found = signals(model, day, made, names, around)
-    return found, left_out(found, barred), book.constructor, view
+    return found, left_out(found, barred), view
 
 
 def left_out(found: SignalSet, barred: Mapping[str, str]) -> pl.DataFrame:  # symbol, reason, by_settings; sorted
@@ -456,17 +454,18 @@ def add_health(app: FastAPI, desk: Desk) -> None:
 PLAIN_NAMES = 2_000  # more of them take longer than others should wait
 
 
-def plain(desk: Desk, model: LoadedModel, ask: GenerateRequest) -> bool:
+def plain(desk: Desk, model: LoadedModel, ask: GenerateRequest, made: Constructor) -> bool:
     "Is this a question of a few milliseconds?"
     if ask.vintage is not None or ask.held is not None or len(ask.symbols or ()) > PLAIN_NAMES:
         return False
-    _, made = rule(desk.settings, ask)
     return not made.needs and desk.market.warm(ask.as_of_date, model.features)
 
 
-def respond(desk: Desk, model: LoadedModel, ask: GenerateRequest, made: Counter) -> Response:
+def respond(
+    desk: Desk, model: LoadedModel, ask: GenerateRequest, asked: tuple[Portfolio, Constructor], made: Counter
+) -> Response:
     "The answer of one model, as JSON."
-    found, without, name, view = answer(model, desk.market, desk.settings, ask)
+    found, without, view = answer(model, desk.market, ask, *asked)
     made.labels(model.version).inc(found.signals.height)
     get_logger().info(
         "signals_generated", model_version=model.version, as_of=str(found.as_of), names=found.signals.height
@@ -474,7 +473,7 @@ def respond(desk: Desk, model: LoadedModel, ask: GenerateRequest, made: Counter)
     if desk.monitor.answered(view, found.as_of):
         desk.background.wake()
     metadata = Metadata(
-        model_version=model.version, strategy_name=desk.settings.run.strategy, constructor=name, as_of_date=found.as_of,
+        model_version=model.version, strategy_name=desk.settings.run.strategy, constructor=asked[0].constructor, as_of_date=found.as_of,
         generated_at=desk.clock.now(), num_signals=found.signals.height, vintage=dict(view.vintage),
     )  # fmt: skip
     return Response(to_json(found, without, metadata), media_type="application/json")
@@ -490,9 +489,10 @@ def add_signals(app: FastAPI, desk: Desk) -> None:
     async def generate_signals(ask: GenerateRequest) -> Response:
         "Rank the names and give each its target weight. Changes nothing; the same question to the same model has the same answer."
         model = desk.holder.get()  # the one moment at which the model is looked at
-        if plain(desk, model, ask):
-            return respond(desk, model, ask, made)
-        return await run_in_threadpool(respond, desk, model, ask, made)
+        asked = rule(desk.settings, ask)
+        if plain(desk, model, ask, asked[1]):
+            return respond(desk, model, ask, asked, made)
+        return await run_in_threadpool(respond, desk, model, ask, asked, made)
 
 # %% ../../nbs/signals/05_service.ipynb #8a6bcff0
 def add_model(app: FastAPI, desk: Desk, api_key: str | None) -> None:
