@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from tradenb.core.errors import InputError, ModelError
 from tradenb.models.regressors import (
     Ensemble,
     LightGBM,
+    LightGBMModel,
     Ridge,
     Samples,
     XGBoost,
@@ -282,3 +284,42 @@ def test_the_digest_of_a_folder_knows_names_and_bytes(tmp_path):
     (tmp_path / "other.json").write_text(text.replace("1", "2", 1))
     assert len({before, renamed, folder_digest(tmp_path)}) == 3
     assert len(before) == len(hashlib.sha256().hexdigest())
+
+
+@pytest.mark.parametrize("objective", ["binary", "poisson", "multiclass"])
+def test_a_lightgbm_file_that_predicts_something_else_than_a_sum_of_leaves_is_refused(objective):
+    import lightgbm
+
+    y = (TRAIN.y > 0).astype(float)
+    told = {"objective": objective, "verbosity": -1, "num_threads": 1} | (
+        {"num_class": 2} if objective == "multiclass" else {}
+    )
+    booster = lightgbm.train(told, lightgbm.Dataset(TRAIN.x, y, params={"verbosity": -1}), 3)
+    with pytest.raises(ModelError, match="expected one number per row"):
+        LightGBMModel.of(booster.model_to_string())
+
+
+@pytest.mark.parametrize("cut", [0.0, 0.2, 0.5, 0.9, 0.995])
+def test_a_lightgbm_file_cut_short_is_refused_and_does_not_end_the_process(cut):
+    text = MODELS["lightgbm"].booster.model_to_string()
+    with pytest.raises(ModelError, match="no whole LightGBM model"):
+        LightGBMModel.of(text[: int(cut * len(text))])
+
+
+def test_a_tree_with_a_loop_is_refused():
+    "A walk down such a tree would never end."
+    text = MODELS["lightgbm"].booster.model_to_string()
+    first = next(line for line in text.splitlines() if line.startswith("left_child="))
+    children = first.removeprefix("left_child=").split()
+    looped = "left_child=" + " ".join("0" if int(c) > 0 and len(c) == 1 else c for c in children)
+    assert looped != first and len(looped) == len(first)
+    with pytest.raises(ModelError, match="branches to where nothing is"):
+        LightGBMModel.of(text.replace(first, looped, 1))
+
+
+@every_kind
+def test_threads_may_share_a_model(kind):
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda start: MODELS[kind].predict(UNSEEN[start:]).tobytes(), range(40)))
+    whole = MODELS[kind].predict(UNSEEN)
+    assert found == [whole[start:].tobytes() for start in range(40)]

@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     import xgboost
 
 # %% auto #0
-__all__ = ['FIXED', 'NODES', 'LEAVES', 'BLOCK', 'BLAS', 'Samples', 'check', 'check_targets', 'check_features', 'Fitted',
-           'Regressor', 'inputs', 'ranking', 'Trees', 'LightGBM', 'LightGBMModel', 'check_trees', 'Bins', 'binned',
-           'Ridge', 'one_blas_thread', 'blockwise', 'moments', 'standardised', 'solved', 'RidgeModel', 'XGBoost',
-           'XGBoostModel', 'Ensemble', 'EnsembleModel', 'load_fitted', 'fingerprint', 'folder_digest', 'Served']
+__all__ = ['FIXED', 'NODES', 'LEAVES', 'TRANSFORMED', 'BLOCK', 'BLAS', 'Samples', 'check', 'check_targets', 'check_features',
+           'Fitted', 'Regressor', 'inputs', 'ranking', 'Trees', 'LightGBM', 'LightGBMModel', 'check_trees', 'Bins',
+           'binned', 'Ridge', 'one_blas_thread', 'blockwise', 'moments', 'standardised', 'solved', 'RidgeModel',
+           'XGBoost', 'XGBoostModel', 'Ensemble', 'EnsembleModel', 'load_fitted', 'fingerprint', 'folder_digest',
+           'Served']
 
 # %% ../../nbs/models/06_regressors.ipynb #81b49ef8
 @dataclass(frozen=True, eq=False)
@@ -287,6 +288,17 @@ def _written(folder: Path, name: str, text: str) -> None:
 # %% ../../nbs/models/06_regressors.ipynb #45dd2b2b
 NODES = ("split_feature", "split_gain", "threshold", "decision_type", "left_child", "right_child", "internal_value", "internal_weight", "internal_count")  # fmt: skip
 LEAVES = ("leaf_value", "leaf_weight", "leaf_count")
+TRANSFORMED = {
+    "binary",
+    "multiclass",
+    "multiclassova",
+    "poisson",
+    "gamma",
+    "tweedie",
+    "cross_entropy",
+    "cross_entropy_lambda",
+    "sqrt",
+}  # objectives whose predictions are not the sum of leaves
 
 
 def check_trees(text: str) -> None:
@@ -299,7 +311,11 @@ def check_trees(text: str) -> None:
         sizes, features = [int(s) for s in facts["tree_sizes"].split()], int(facts["max_feature_idx"]) + 1
         if {len(facts[name].split()) for name in ("feature_names", "feature_infos")} != {features}:
             raise ValueError(f"expected {features} features with their names and bounds")
-        at, raw = len(head) + 1, text.encode()
+        at, raw = len(head.encode()) + 1, text.encode()
+        if facts["num_tree_per_iteration"] != "1" or TRANSFORMED & set(facts.get("objective", "").split()):
+            raise ValueError(
+                f"objective {facts.get('objective')!r}: expected one number per row, the sum of its leaves"
+            )
         for number, size in enumerate(sizes):
             _check_tree(raw[at : at + size].decode(), number, features)
             at += size
