@@ -315,6 +315,32 @@ def test_a_model_that_was_registered_without_golden_predictions_is_trained_again
         (tmp_path / "away").rename(path)
 
 
+def test_a_model_as_older_versions_stored_it_is_trained_again(registered, result):
+    import mlflow
+
+    plain, _ = registered
+    registry = replace(plain, name="older")
+    client, tags = registry.client, {"feature_set": "alpha158", "feature_hash": "0" * 64, "digest": "1" * 64}
+    run = client.create_run(registry.experiment_id(), tags=tags)
+    mlflow.set_tracking_uri(registry.tracking_uri)
+    with mlflow.start_run(run_id=run.info.run_id):
+        info = mlflow.lightgbm.log_model(result.model.booster, name="model", pip_requirements=["lightgbm"])
+    client.create_registered_model("older")
+    client.create_model_version("older", info.model_uri, run.info.run_id, tags, model_id=info.model_id)
+    client.set_registered_model_alias("older", "champion", "1")
+    with pytest.raises(ModelError, match=r"model older 1 is refused .* golden: found no golden\.npz.*; train again"):
+        registry.champion()
+    assert registry.activate(registry.log_and_register(result, CARD), "job", "train again").version == 2
+    assert registry.history()["action"].to_list() == ["moved", "register", "activate"]
+
+
+def test_a_journal_that_somebody_wrote_into_is_named(fresh):
+    registry, _ = fresh
+    registry.client.set_registered_model_tag(registry.name, "journal.000001", "scribble")
+    with pytest.raises(ModelError, match=r"journal\.000001 of the registry's journal cannot be read"):
+        registry.history()
+
+
 # A model from a file
 
 
@@ -469,11 +495,11 @@ def test_the_registry_runs_on_postgresql_too(tmp_path, postgres_url, result):
 WRITER = Path(__file__).with_name("registry_writer.py")
 
 
-def writer(*arguments: object) -> subprocess.CompletedProcess[str]:
+def writer(*arguments: object, within: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "ignore", str(WRITER), *map(str, arguments)]
     alone = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}  # MLflow's way to speak to its children
     alone |= {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=alone, cwd=within)
 
 
 @pytest.fixture(scope="module")
@@ -501,8 +527,9 @@ def busy(tmp_path_factory, registered, result):
 @pytest.mark.slow
 def test_a_process_killed_at_any_write_leaves_a_history_that_says_what_the_alias_says(busy):
     registry, run_id = busy
-    done = writer("kill", registry.root, run_id)
+    done = writer("kill", registry.root, run_id, within=registry.root)
     assert (done.returncode, done.stderr) == (0, "")
+    assert not (registry.root / "mlflow.db").exists()  # where MLflow would write by itself
     found = [json.loads(line) for line in done.stdout.splitlines()]
     acts = {row["action"] for row in found}
     assert acts == {"activate", "retire", "deactivate", "register"}
@@ -534,7 +561,7 @@ def test_of_two_processes_that_activate_at_once_the_last_wins_and_the_history_kn
         for _ in range(2):
             registry.log_and_register(result, CARD)
     before, times = len(registry.history()), 4
-    done = writer("race", registry.tracking_uri, registry.root, times)
+    done = writer("race", registry.tracking_uri, registry.root, times, within=tmp_path)
     assert (done.stdout.strip(), done.stderr) == ("[0, 0]", "")
     acts = registry.history()[before:]
     assert acts["action"].to_list() == ["activate"] * 2 * times

@@ -227,9 +227,14 @@ class Entry:
 
     @classmethod
     def of(cls, key: str, text: str) -> Entry:
-        "What `text` wrote."
-        value = json.loads(text)
-        return cls(int(key.removeprefix(JOURNAL)), **value | {"at": datetime.fromisoformat(value["at"])})
+        "What `text` wrote; raises `ModelError` for anything else."
+        try:
+            value = json.loads(text)
+            return cls(int(key.removeprefix(JOURNAL)), **value | {"at": datetime.fromisoformat(value["at"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError(
+                f"{key} of the registry's journal cannot be read ({one_line(error)}): expected what tradenb wrote, delete that tag in MLflow"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -664,7 +669,7 @@ def examine(registry: Registry, version: int) -> tuple[tuple[Check, ...], Loaded
     fitted, features, golden = parts["model"], parts["features"], parts["golden"]
     checks += _feature_checks(kept, features, fitted)
     model = LoadedModel(
-        registry.name, version, fitted, features, date.fromisoformat(kept.tags["trained_through"]), golden, parts["reference"],
+        registry.name, version, fitted, features, parts["trained through"], golden, parts["reference"],
         MappingProxyType(dict(kept.metrics)), MappingProxyType(dict(kept.tags)), kept.run_id,
     )  # fmt: skip
     return tuple(checks), model
@@ -697,6 +702,7 @@ READERS: dict[str, Callable[[Stored], Any]] = {
     "features": lambda kept: from_json((kept.papers / DEFINITION).read_text("utf-8")),
     "golden": _read_golden,
     "reference": _read_reference,
+    "trained through": lambda kept: date.fromisoformat(kept.tags["trained_through"]),
 }
 
 # %% ../../nbs/models/10_registry.ipynb #83ff2de0

@@ -409,7 +409,6 @@ def write_files(folder: Path, result: TrainingResult) -> None:
         plt.close(figure)
     for name, table in tables(result).items():
         table.write_parquet(folder / "tables" / f"{name}.parquet")
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
     write_papers(folder, result.feature_set, result.golden, result.reference)
 
 # %% ../../nbs/models/09_tracking.ipynb #3ac6b894
@@ -451,7 +450,8 @@ def log_training(
     at: datetime,  # when
 ) -> str:  # id of the run
     "Record a training with its folds, pictures, tables, papers and model."
-    client, experiment, tags = tracking.client, tracking.experiment_id(), training_tags(result, card)
+    client, experiment, here = tracking.client, tracking.experiment_id(), environment()
+    tags = training_tags(result, card) | ({"mlflow.source.git.commit": here["commit"]} if "commit" in here else {})
     with reaching(tracking):
         name = f"{result.model.kind} through {result.trained_through}"
         run_id = client.create_run(experiment, int(at.timestamp() * 1000), tags, name).info.run_id
@@ -460,6 +460,7 @@ def log_training(
         log_folds(client, experiment, run_id, result, at)
         with TemporaryDirectory() as folder:
             write_files(Path(folder), result)
+            (Path(folder) / "environment.json").write_text(json.dumps(here, indent=1), encoding="utf-8")
             client.log_artifacts(run_id, folder)
         log_fitted(tracking, run_id, result.model)
         client.set_terminated(run_id)
@@ -471,7 +472,7 @@ def training_tags(result: TrainingResult, card: ModelCard) -> dict[str, str]:
     fset, model = result.feature_set, result.model
     own: dict[str, str] = {KIND: TRAINING, "model": model.kind, "feature_set": fset.name, "feature_hash": fset.hash}
     spent = {"seed": str(result.config.seed), "trained_through": result.trained_through.isoformat()}
-    return own | spent | card.tags() | {"platform": platform.platform(), "python": platform.python_version()}
+    return own | spent | card.tags()
 
 
 def size_of(result: TrainingResult) -> dict[str, float]:
