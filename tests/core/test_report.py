@@ -14,9 +14,14 @@ from tradenb.core.report import (
     FORMATS,
     LEFT,
     Block,
+    Section,
     aligned,
+    areas,
+    band,
     bars,
+    document,
     headline,
+    heat,
     histogram,
     lines,
     note,
@@ -53,6 +58,8 @@ def blocks(text: str) -> list[Block]:
         tiles({text: (text, text)}),
         note(text, "warning"),
         table(frame, caption=text, max_rows=2),
+        heat(pl.DataFrame({text: [text, "b"], "the amount": [0.5, None]}), caption=text),
+        Section(text, text, ()).block(),
     ]
 
 
@@ -102,6 +109,10 @@ def charts() -> list[Block]:
         bars(frame.clear(), "name", "value"),
         histogram([0.1, 0.2, float("nan")], format="percent"),
         waterfall(parts, format="dollars"),
+        lines(frame, "name", ["value"], beside=["value"]),
+        lines(frame.with_columns(value=pl.lit(2.0)), "name", ["value"], log=True),
+        band(frame, "name", "value", "value", "value"),
+        areas(frame.with_columns(pl.col("value").abs()), "name", ["value"]),
     ]
 
 
@@ -191,3 +202,36 @@ def test_dates_in_a_table_stay_on_one_line() -> None:
 
 def test_a_table_without_headings_has_no_empty_row_above_it() -> None:
     assert "<thead" not in table(pl.DataFrame({"a": ["x"], "b": ["y"]}), labels={"a": " ", "b": " "}).html
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=8), st.floats(-100, 100))
+def test_the_strongest_colour_of_a_heat_table_is_its_largest_value_and_sums_do_not_count(
+    values: list[float], total: float
+) -> None:
+    frame = pl.DataFrame({"year": ["2023"], **{f"m{n}": [value] for n, value in enumerate(values)}, "sum": [total]})
+    shares = [int(share) for share in re.findall(r"(\d+)%,transparent", heat(frame, sums=["sum"]).html)]
+    assert len(shares) == len(values)
+    assert max(shares) == (60 if any(values) else 6)
+    assert shares.index(max(shares)) == [abs(v) for v in values].index(max(map(abs, values))) or len(set(shares)) < len(
+        shares
+    )
+
+
+def test_a_document_leads_to_each_of_its_sections_and_loads_nothing() -> None:
+    html = document(
+        "A & B", note("first"), [Section("What it earned", "", (note("x"),)), Section("Costs & more", "", ())]
+    )
+    assert (
+        re.findall(r'href="#([^"]+)"', html)
+        == re.findall(r'<h2 id="([^"]+)"', html)
+        == ["what-it-earned", "costs-more"]
+    )
+    assert "<title>A &amp; B</title>" in html and "http" not in html.replace("http-equiv", "").replace("Http", "")
+
+
+def test_zero_has_no_sign() -> None:
+    assert [text_of(value, "price") for value in (-0.001, 0.0, -0.01)] == ["0.00", "0.00", "−0.01"]
+
+
+def test_a_notebooks_dark_theme_reaches_its_blocks() -> None:
+    assert "[data-jp-theme-light=false] .tn" in note("x")._repr_html_()

@@ -621,16 +621,16 @@ def trials_chart(trials: Sequence[float], judged: Judgement) -> Block:
 # %% ../../nbs/portfolio/09_tearsheet.ipynb #65500826
 def overfitting_charts(found: Overfitting) -> Block:
     "What became of the trial that was best on half of the sessions, on the other half."
-    share = text_of(found.probability, "percent")
+    share, beaten = text_of(found.probability, "percent"), 1 / (1 + np.exp(-found.logits))
     with style():
         figure, axes = canvas(2.2, HALF)
-        axes.hist(found.logits, bins=30, color=PALETTE["blue"], alpha=0.85, rwidth=0.9)
-        axes.axvline(0, color=PALETTE["red"], linewidth=1.2, linestyle="--")
-        scale(axes, "score", "x")
+        axes.hist(beaten, bins=np.linspace(0, 1, 26).tolist(), color=PALETTE["blue"], alpha=0.85, rwidth=0.9)
+        axes.axvline(0.5, color=PALETTE["red"], linewidth=1.2, linestyle="--")
+        scale(axes, "percent", "x")
         ranks = chart(
             figure,
-            "Rank of the chosen on the other half",
-            f"Logit; left of the line it was below the middle, as in {share} of {len(found.logits):,} splits. From 50% on, choosing is no better than drawing",
+            "Place of the chosen on the other half",
+            f"0% last of all trials, 100% best; in {share} of {len(found.logits):,} splits not above the middle. From 50% on, choosing is no better than drawing",
         )
         figure, axes = canvas(2.2, HALF)
         for values, label in ((found.in_sample, "where it was chosen"), (found.out_of_sample, "on the other half")):
