@@ -1,7 +1,7 @@
 "What both sides of the workflow are given, bars, windows and LightGBM's parameters, and what each gives back."
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -81,13 +81,15 @@ def ours(case: Case) -> TrainingConfig:
     )  # fmt: skip
 
 
-def purged(
+def begun(
     walk: WalkForward,
     test_start: int,  # the session on which the first test window is to begin
+    halo: int = 60,  # sessions before the first full feature window
 ) -> WalkForward:
-    "The plan, begun so late that its first test window lies where it should."
-    lead = test_start - walk.train - walk.valid - 2 * gap(walk)
-    return WalkForward(walk.scheme, walk.train, walk.valid, walk.test, walk.embargo, walk.horizon, lead)
+    "The plan on less history: a rolling training window as long as there is room for, an expanding one from the first full features on."
+    room = test_start - walk.valid - 2 * gap(walk) - halo
+    train = min(walk.train, room) if walk.scheme == "rolling" else room
+    return replace(walk, train=train, warmup=halo + room - train)
 
 
 def bars(case: Case) -> pl.DataFrame:  # symbol, date, open, high, low, close, volume, vwap

@@ -12,7 +12,7 @@ from tradenb.features.sets import feature_set
 from tradenb.models import metrics
 from tradenb.models.training import TrainingConfig, fit, learnt, predict, train
 
-from ._qlib_case import Answer, Case, ours, purged
+from ._qlib_case import Answer, Case, begun, ours
 
 
 def as_qlib(case: Case, bars: pl.DataFrame) -> Answer:
@@ -41,7 +41,7 @@ def as_ours(case: Case, bars: pl.DataFrame, config: TrainingConfig) -> Answer:
     panel = Panel.from_bars(bars, adjusted=False).until(case.test[1])
     start = case.fold(panel.dates).test.start
     result = train(
-        panel, feature_set("alpha158"), replace(config, walk=purged(config.walk, start), threads=case.threads)
+        panel, feature_set("alpha158"), replace(config, walk=begun(config.walk, start), threads=case.threads)
     )
     trees = float(result.fold_metrics["trees"].cast(pl.Float64).mean())  # type: ignore[arg-type]
     return Answer(result.predictions, judged(result.predictions), trees, {"all": watch.seconds})

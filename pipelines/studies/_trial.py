@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines.benchmarks._measure import cores
+from pipelines.benchmarks._qlib_case import begun
 from tradenb.models import metrics
 from tradenb.models.performance import ratio, sharpe
 from tradenb.models.regressors import LightGBM, Ridge
-from tradenb.models.splits import Fold, WalkForward, Window, folds, gap
+from tradenb.models.splits import Fold, WalkForward, Window, folds
 
 from ._table import Table
 
@@ -124,11 +125,8 @@ FIT: dict[str, Callable[[Table, Fold, Recipe], Stops]] = {"ridge": with_ridge, "
 
 def windows(recipe: Recipe, first: int, last: int) -> list[Fold]:
     "Purged folds whose tests cover the sessions from `first` to before `last`, however long the training window is."
-    walk = WalkForward("rolling", recipe.train or 1, recipe.valid, recipe.test)
-    lead = first - walk.train - walk.valid - 2 * gap(walk)
-    if recipe.train:
-        return folds(replace(walk, warmup=lead), last)
-    return folds(replace(walk, scheme="expanding", train=1 + lead - HALO, warmup=HALO), last)
+    walk = WalkForward("rolling" if recipe.train else "expanding", recipe.train or 1, recipe.valid, recipe.test)
+    return folds(begun(walk, first, HALO), last)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ def shape(trials: Known) -> list[Recipe]:
     one = choice([t for t in trials if t.stage in ("baselines", "random")]).recipe
     longer = replace(one, rounds=round(20 / one.learning_rate))
     lengths = [replace(longer, train=sessions) for sessions in (252, 1008)]
-    return [longer, *lengths, replace(OLD, train=1008, rounds=round(20 / OLD.learning_rate))]
+    more = round(10 / OLD.learning_rate)
+    return [longer, *lengths, replace(OLD, train=1008, rounds=2 * more), replace(OLD, train=0, rounds=more)]
 
 
 def finalists(trials: Known) -> list[Recipe]:
