@@ -115,19 +115,20 @@ def model_show(version: Version, as_json: Json = False, overrides: Set = None) -
 
 def tell_version(found: "Shown") -> None:
     "A version, for a person."
-    from polars import DataFrame
+    import polars as pl
 
-    facts = DataFrame({"": list(found.facts), " ": list(found.facts.values())})
-    show_frame(facts, found.title)
-    show_frame(found.metrics, "out of sample, with 95% intervals")
-    failed = found.checks.filter(~found.checks["passed"]).height
-    show_frame(
-        found.checks,
-        "the gate: it may trade"
-        if not failed
-        else f"the gate: {failed} of {found.checks.height} checks keep it from trading",
-    )
-    show_frame(found.history, "history")
+    verdict = pl.col("passed").replace_strict({True: "yes", False: "NO"}, return_dtype=pl.String)
+    failed = found.checks.filter(~pl.col("passed")).height
+    gate = f"{failed} of {found.checks.height} checks keep it from trading" if failed else "it may trade"
+    tables = {
+        found.title: pl.DataFrame({"": list(found.facts), " ": list(found.facts.values())}),
+        "out of sample, with 95% intervals": found.metrics,
+        f"the gate: {gate}": found.checks.with_columns(verdict),
+        "history": found.history,
+    }
+    for title, frame in tables.items():
+        show_frame(frame, title)
+        tell("")
     tell(found.tries)
 
 # %% ../../nbs/cli/07_model.ipynb #c56bbb76
