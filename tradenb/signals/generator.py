@@ -111,8 +111,10 @@ def signals(
         raise InputError(f"too few symbols: {len(ready)} with a bar on {day.as_of}, a ranking takes at least 2")
     raw = model.predict(day.x[[day.rows[s] for s in ready]])
     table = constructor(pl.DataFrame({"symbol": ready, "predicted_return": normalise(raw)}), around(ready))
-    ranked, kept = (table.filter(pl.col("rank").is_not_null()), table.filter(pl.col("rank").is_null()))
-    return SignalSet(day.as_of, model.version, ranked, left_out, kept.select("symbol", "target_weight", "reason"))
+    names = len(ready)  # rows of names that are not ranked come after
+    return SignalSet(
+        day.as_of, model.version, table[:names], left_out, table[names:, ["symbol", "target_weight", "reason"]]
+    )
 
 
 def generate(

@@ -181,6 +181,8 @@ def answer(
 
 def left_out(found: SignalSet, barred: Mapping[str, str]) -> pl.DataFrame:  # symbol, reason, by_settings; sorted
     "Everyone who was not ranked."
+    if not barred and found.left_out.is_empty():
+        return pl.DataFrame(schema=LEFT_OUT)
     by_settings = pl.DataFrame([(s, why, True) for s, why in barred.items()], schema=LEFT_OUT, orient="row")
     return pl.concat([found.left_out.with_columns(by_settings=pl.lit(False)), by_settings]).sort("symbol")
 
