@@ -81,6 +81,12 @@ def ours(case: Case) -> TrainingConfig:
     )  # fmt: skip
 
 
+def purged(fold: Fold, walk: WalkForward, halo: int = 60) -> Fold:
+    "The windows without the sessions whose features are not full yet, or whose labels reach into the next window."
+    short = lambda window: Window(max(window.start, halo), window.stop - gap(walk))
+    return replace(fold, train=short(fold.train), valid=short(fold.valid))
+
+
 def begun(
     walk: WalkForward,
     test_start: int,  # the session on which the first test window is to begin

@@ -8,9 +8,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipelines.benchmarks._qlib_case import CASES, Answer, Case, agreement
+from pipelines.benchmarks._qlib_case import CASES, Answer, Case, agreement, purged
+from pipelines.benchmarks._qlib_ours import as_ours
+from pipelines.benchmarks._qlib_ours import walked as walked_forward
 from pipelines.benchmarks.qlib_workflow import answer, defaults, prepare
-from tradenb.models.splits import WalkForward
+from tradenb.features.panel import Panel
+from tradenb.models.splits import WalkForward, gap
 
 CASE = replace(
     CASES["sp500_daily_2013_2018"],
@@ -47,13 +50,21 @@ def test_both_make_the_same_of_the_same_bars(both: Callable[[Case], tuple[Answer
     assert found["ic_gap"] < 5e-5 and found["rank_ic_gap"] < 5e-5
 
 
-def test_our_own_recipe_is_judged_on_the_same_sessions_and_purges_its_windows(folder: Path) -> None:
-    from pipelines.benchmarks._qlib_ours import as_ours
-
-    config = replace(
-        defaults(), walk=WalkForward(train=252, valid=42, test=63), rounds=10, early_stopping=10, min_rounds=10
-    )
-    one = as_ours(CASE, pl.read_parquet(folder / "bars.parquet"), config)
-    days = one.predictions["date"].unique().sort()
+def test_our_own_recipe_is_judged_on_the_same_sessions_once_or_walked_forward(folder: Path) -> None:
+    walk = WalkForward(train=252, valid=42, test=63)
+    config = replace(defaults(), walk=walk, rounds=10, early_stopping=10, min_rounds=10)
+    bars = pl.read_parquet(folder / "bars.parquet")
+    once, walked = as_ours(CASE, bars, config), walked_forward(CASE, bars, config)
+    days = walked.predictions["date"].unique().sort()
     assert days[0] == date(2015, 1, 2) and days[-1] == date(2015, 8, 31)
-    assert one.daily.height == days.len() - 2  # the newest labels are not known yet
+    assert walked.daily.height == days.len() - 2  # the newest labels are not known yet
+    assert once.predictions.select("date", "symbol").equals(walked.predictions.select("date", "symbol"))
+
+
+def test_windows_that_are_purged_leave_what_labels_and_features_ask_for(folder: Path) -> None:
+    dates = Panel.from_bars(pl.read_parquet(folder / "bars.parquet"), adjusted=False).dates
+    touching, walk = CASE.fold(dates), WalkForward()
+    cut = purged(touching, walk)
+    assert touching.train.stop == touching.valid.start and touching.valid.stop == touching.test.start
+    assert cut.valid.start - cut.train.stop == cut.test.start - cut.valid.stop == gap(walk)
+    assert cut.train.start == 60 and cut.test == touching.test
