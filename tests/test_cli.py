@@ -18,7 +18,19 @@ GROUPS = {
     "lake export": ("qlib", "parquet"),
     "quarantine": ("list", "release"),
 }
-COMMANDS = ("paper-run", "backfill", "etl", "train", "signals", "sql", "universe", "serve", "runs")
+COMMANDS = (
+    "paper-run",
+    "backfill",
+    "backtest",
+    "search",
+    "etl",
+    "train",
+    "signals",
+    "sql",
+    "universe",
+    "serve",
+    "runs",
+)
 EVERY = [(name,) for name in COMMANDS] + [(*group.split(), name) for group, names in GROUPS.items() for name in names]
 HEAVY = ("mlflow", "prefect", "great_expectations", "lightgbm", "polars", "duckdb", "deltalake", "alpaca", "matplotlib", "sklearn",
          "fastapi")  # fmt: skip

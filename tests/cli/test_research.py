@@ -1,5 +1,6 @@
 "`tradenb backtest`: the same record for the same question, whichever way the predictions come, and one line for what cannot be."
 
+import io
 import json
 from datetime import date
 from pathlib import Path
@@ -18,6 +19,7 @@ from tradenb.market.etl import run_etl
 from tradenb.market.lake import open_lake
 from tradenb.models import performance
 from tradenb.models.inference import Trials
+from tradenb.models.registry import open_registry
 
 SMALL = {
     "demo.symbols": 24, "demo.start": "2019-01-02", "demo.years": 2, "demo.bad_rows": 0,
@@ -41,12 +43,14 @@ def first(settings: Settings) -> Found:
     return research(settings, Ask(version=1))
 
 
-def tell(settings: Settings, *arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, list[str]]:
+def tell(
+    settings: Settings, *arguments: str, capsys: pytest.CaptureFixture[str], command: str = "backtest"
+) -> tuple[int, str, list[str]]:
     "Run the command: its exit code, what it answered, and the lines of its error stream."
     values = SMALL | {"core.root": str(settings.root)}
     sets = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
     capsys.readouterr()
-    code = run(["backtest", *arguments, *sets])
+    code = run([command, *arguments, *sets])
     said = capsys.readouterr()
     return code, said.out, said.err.strip().splitlines()
 
@@ -140,3 +144,32 @@ def test_predictions_beyond_the_lake_are_refused(settings: Settings, tmp_path: P
     with pytest.raises(Exception, match="lake ends on 2020-12-31"):
         research(settings, Ask(predictions=tmp_path / "late.parquet"))
     assert open_filled(settings)
+
+
+def test_a_search_goes_on_where_it_was_and_each_of_its_trials_is_counted(settings: Settings, capsys) -> None:
+    until, registry = "2020-10-30", open_registry(settings)
+    before = registry.trials().height
+    for trials in ("1", "2"):
+        code, out, said = tell(
+            settings,
+            "--trials",
+            trials,
+            "--until",
+            until,
+            "--set",
+            "training.model=ridge",
+            capsys=capsys,
+            command="search",
+        )
+        assert code == 0, said
+    table = pl.read_csv(io.StringIO(out))
+    assert sorted(table["trial"]) == [0, 1]
+    assert registry.trials().height == before + 2
+    assert f"Judge it on the sessions after {until}" in "".join(said)
+    assert "tradenb backtest --start " in "".join(said)
+
+
+def test_a_search_with_too_little_history_left_says_how_much_it_wants(settings: Settings, capsys) -> None:
+    code, _, said = tell(settings, "--trials", "1", "--until", "2019-03-01", capsys=capsys, command="search")
+    assert (code, len(said)) == (3, 1)
+    assert "sessions of history" in said[0]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import polars as pl
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['CONFIDENT', 'MOST', 'FALLS', 'YEARS', 'WINDOWS', 'MONTHS', 'SPANS', 'FOLD', 'MULTIPLES', 'COSTS', 'Evidence',
            'evidence_of', 'Sheet', 'Judgement', 'judge', 'sentences', 'chance', 'opening', 'key_figures', 'thinned',
-           'growth', 'equity_chart', 'drawdown_chart', 'worst_falls', 'month_table', 'year_table',
+           'Accounts', 'growth', 'equity_chart', 'drawdown_chart', 'worst_falls', 'month_table', 'year_table',
            'rolling_sharpe_chart', 'distribution_chart', 'shape_facts', 'exposure_chart', 'turnover_chart',
            'rolling_ic', 'ic_chart', 'ic_months', 'quantile_chart', 'decay_chart', 'importance_charts', 'folds_chart',
            'folds_table', 'charged_again', 'break_even', 'cost_chart', 'capacity_chart', 'costs_chart', 'cost_table',
@@ -229,13 +229,26 @@ def thinned(frame: pl.DataFrame, lowest: bool = False) -> pl.DataFrame:
     return frame if step < 2 else frame.group_by(place, maintain_order=True).agg(*kept).drop("place")
 
 
-def growth(book: Backtest) -> pl.DataFrame:  # date, strategy, and a column for each benchmark
+class Accounts(Protocol):
+    "A book as far as its equity is looked at: a `Backtest`, or what was kept of one."
+
+    @property
+    def daily(self) -> pl.DataFrame: ...  # date, return, …
+
+    @property
+    def benchmarks(self) -> pl.DataFrame: ...  # date, and a column of returns for each
+
+    @property
+    def ruined(self) -> date | None: ...
+
+
+def growth(book: Accounts) -> pl.DataFrame:  # date, strategy, and a column for each benchmark
     "What a dollar became, by session."
     both = book.daily.select("date", strategy="return").join(book.benchmarks, on="date", how="left")
     return both.with_columns((pl.all().exclude("date").fill_null(0.0) + 1).clip(0).cum_prod())
 
 
-def equity_chart(book: Backtest, log: bool = True) -> Block:
+def equity_chart(book: Accounts, log: bool = True) -> Block:
     "Growth of a dollar beside the benchmarks."
     curve = growth(book)
     log = log and book.ruined is None

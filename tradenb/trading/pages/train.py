@@ -117,7 +117,7 @@ def _net(record: Record) -> dict[str, tuple[str, str]]:
 # %% ../../../nbs/trading/pages/04_train.ipynb #8b17d208
 def earnings(record: Record) -> Block:
     "Growth after costs beside the benchmarks, what was lost on the way, and the staircase of the quintiles."
-    charts = [] if record.book is None else [equity_chart(record.book), drawdown_chart(record.book.daily)]  # type: ignore[arg-type]
+    charts = [] if record.book is None else [equity_chart(record.book), drawdown_chart(record.book.daily)]
     if "predictions" in record.tables:
         charts.append(side_by_side(quantile_chart(record.tables["predictions"]), papers_of_book(record)))
     return stacked(
