@@ -570,3 +570,19 @@ def test_of_two_processes_that_activate_at_once_the_last_wins_and_the_history_kn
         assert mine["why"].to_list() == [f"time {n}" for n in range(times)]
         assert set(mine["who"]) == {f"process {version}"}
     assert registry.champion_version() == acts["version"][-1]
+
+
+def test_a_version_that_others_have_loaded_through_mlflow_is_still_itself(fresh):
+    "MLflow leaves a note beside the model whenever somebody loads it by its version."
+    import mlflow
+
+    registry, (version, *_) = fresh
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    try:
+        mlflow.set_tracking_uri(registry.tracking_uri)
+        mlflow.set_registry_uri(registry.tracking_uri)
+        mlflow.pyfunc.load_model(f"models:/{registry.name}/{version}")
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+    assert registry.load(version).version == version

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from tradenb.core.settings import Settings
 
 # %% auto #0
-__all__ = ['CHAMPION', 'CHALLENGER', 'REGISTERED', 'RETIRED', 'JOURNAL', 'LONGEST_WHY', 'HISTORY', 'OWN_TAGS', 'READERS',
+__all__ = ['CHAMPION', 'CHALLENGER', 'REGISTERED', 'RETIRED', 'JOURNAL', 'LONGEST_WHY', 'HISTORY', 'OWN_TAGS', 'NOTES', 'READERS',
            'GOLDEN_ROWS', 'VERSION_SCHEMA', 'Gate', 'Registry', 'open_registry', 'aliases', 'registered', 'Entry',
            'World', 'happened', 'settled', 'Standing', 'standing', 'entries_of', 'world_of', 'settle', 'finish',
            'stamp', 'mirror', 'recorded', 'history', 'acting', 'Act', 'log_and_register', 'register', 'places',
@@ -532,6 +532,9 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
             raise
 
 # %% ../../nbs/models/10_registry.ipynb #a7a1729f
+NOTES = ("registered_model_meta",)  # what MLflow writes beside a model whenever somebody loads it by its version
+
+
 def places(registry: Registry, client: MlflowClient, source: str, run_id: str) -> tuple[Path, Path]:
     "The folders of a model and of its run's papers; raises `ModelError` when they are nowhere."
     from mlflow.exceptions import MlflowException
@@ -547,7 +550,7 @@ def places(registry: Registry, client: MlflowClient, source: str, run_id: str) -
 
 def digest(model: Path, papers: Path) -> str:  # 64 hex digits
     "SHA-256 over the names and bytes of a model's files and of its papers."
-    total = hashlib.sha256(f"model {folder_digest(model)}\n".encode())
+    total = hashlib.sha256(f"model {folder_digest(model, NOTES)}\n".encode())
     for name in sorted(PAPERS):
         if (papers / name).is_file():
             total.update(f"{name} {hashlib.sha256((papers / name).read_bytes()).hexdigest()}\n".encode())

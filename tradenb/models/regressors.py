@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -152,9 +152,9 @@ def ranking(names: Sequence[str], gain: NDArray, splits: NDArray) -> pl.DataFram
 class Trees:
     "What LightGBM and XGBoost are told, under LightGBM's names."
 
-    rounds: int = 400  # trees at most
-    early_stopping: int = 40  # stop after so many trees without progress on the validation samples
-    min_rounds: int = 20  # trees at least, of those grown before the stop, whatever the validation samples say
+    rounds: int = 100  # trees at most
+    early_stopping: int = 100  # stop after so many trees without progress on the validation samples
+    min_rounds: int = 100  # trees at least, of those grown before the stop, whatever the validation samples say
     learning_rate: float = 0.05
     num_leaves: int = 8
     max_depth: int = 0  # 0: no limit
@@ -180,7 +180,7 @@ class Trees:
 # %% ../../nbs/models/06_regressors.ipynb #59655428
 FIXED = {
     "objective": "l2", "metric": "l2", "bagging_freq": 1, "deterministic": True, "force_col_wise": True, "verbosity": -1,
-    "data_random_seed": 1,
+    "data_random_seed": 1, "bin_construct_sample_cnt": 50_000,
 }  # fmt: skip
 
 
@@ -765,10 +765,14 @@ def fingerprint(
         return folder_digest(Path(folder))
 
 
-def folder_digest(folder: Path) -> str:  # 64 hex digits
+def folder_digest(
+    folder: Path,
+    without: Collection[str] = (),  # names of files that are not counted
+) -> str:  # 64 hex digits
     "SHA-256 over the names and bytes of all files of a folder, in the order of their names."
     total = hashlib.sha256()
-    for path in sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.relative_to(folder).as_posix()):
+    counted = (p for p in folder.rglob("*") if p.is_file() and p.name not in without)
+    for path in sorted(counted, key=lambda p: p.relative_to(folder).as_posix()):
         inside = hashlib.sha256(path.read_bytes()).hexdigest()
         total.update(f"{path.relative_to(folder).as_posix()} {inside}\n".encode())
     return total.hexdigest()

@@ -61,15 +61,15 @@ Target = Literal["rank", "zscore", "return"]
 class TrainingConfig:
     "The recipe: windows, label, regressor. With the panel and the feature set it decides every bit of the result."
 
-    walk: WalkForward = field(default_factory=WalkForward)  # carries the label's horizon
+    walk: WalkForward = field(default_factory=lambda: WalkForward("expanding"))  # carries the label's horizon
     price: str = "close"  # auction that the label buys and sells in
     model: Literal["lightgbm", "xgboost", "ridge"] = "lightgbm"
     target: Target = "rank"  # what is learnt of the label
     seeds: int = 1  # models that differ by their seed alone and predict their mean
     half_life_sessions: int = 0  # age at which a sample weighs half; 0: all weigh the same
-    rounds: int = 400  # trees at most
-    early_stopping: int = 40  # stop after so many trees without progress on the validation window
-    min_rounds: int = 20  # trees at least, whatever the validation window says
+    rounds: int = 100  # trees at most
+    early_stopping: int = 100  # stop after so many trees without progress on the validation window
+    min_rounds: int = 100  # trees at least, whatever the validation window says
     learning_rate: float = 0.05
     num_leaves: int = 8  # shallow: a daily edge is faint, deep trees learn the noise
     max_depth: int = 0  # 0: no limit
