@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Engine, Row
 
 from ..core import web
-from ..core.calendar import previous_session, require_session
+from ..core.calendar import require_session
 from ..core.clock import Clock, SystemClock
 from ..core.db import connect, default_url, migrate
 from ..core.errors import DependencyError, RunFailed, one_line
