@@ -3350,6 +3350,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'tradenb/models/regressors.py'),
                                            'tradenb.models.regressors.Trees.fits': ( 'models/regressors.html#trees.fits',
                                                                                      'tradenb/models/regressors.py'),
+                                           'tradenb.models.regressors.Trees.fixed': ( 'models/regressors.html#trees.fixed',
+                                                                                      'tradenb/models/regressors.py'),
                                            'tradenb.models.regressors.Trees.kept': ( 'models/regressors.html#trees.kept',
                                                                                      'tradenb/models/regressors.py'),
                                            'tradenb.models.regressors.XGBoost': ( 'models/regressors.html#xgboost',

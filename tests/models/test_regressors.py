@@ -323,3 +323,24 @@ def test_threads_may_share_a_model(kind):
         found = list(pool.map(lambda start: MODELS[kind].predict(UNSEEN[start:]).tobytes(), range(40)))
     whole = MODELS[kind].predict(UNSEEN)
     assert found == [whole[start:].tobytes() for start in range(40)]
+
+
+def test_a_fixed_number_of_trees_needs_no_validation_and_is_the_same_model_with_it():
+    "Bytes of the model without validation samples, and of one whose early stop cannot come."
+    import lightgbm
+
+    rng = np.random.default_rng(4)
+    x, names = rng.normal(size=(400, 6)).astype(np.float32), tuple("abcdef")
+    train, valid = (
+        Samples(x[rows], x[rows, 0] + rng.normal(size=200), names) for rows in (slice(200), slice(200, 400))
+    )
+    recipe = LightGBM(rounds=12, early_stopping=12, min_rounds=12, min_data_in_leaf=10)
+    told = recipe.params(3, 1)
+    binned = lightgbm.Dataset(train.x, train.y, feature_name=list(names), params=told)
+    watched = lightgbm.Dataset(valid.x, valid.y, reference=binned, params=told)
+    one, other = recipe.fit(train, valid, 3, 1), next(recipe.grown(binned, watched, (3,), 1))
+    assert recipe.fixed
+    assert one.rounds == other.rounds == 12
+    assert one.booster.model_to_string() == other.booster.model_to_string()
+    assert not LightGBM(rounds=12, early_stopping=5, min_rounds=12).fixed
+    assert not LightGBM(rounds=12, early_stopping=12, min_rounds=5).fixed

@@ -173,6 +173,11 @@ class Trees:
         "A model for each seed; the samples are sorted into bins once."
         raise NotImplementedError
 
+    @property
+    def fixed(self) -> bool:
+        "Is the number of trees decided, so that validation samples cannot change it?"
+        return min(self.min_rounds, self.early_stopping) >= self.rounds
+
     def kept(self, best: int, grown: int) -> int:  # trees
         "How many of the grown trees predict."
         return max(best, min(self.min_rounds, grown))
@@ -213,25 +218,27 @@ class LightGBM(Trees):
         check(train, valid)
         told = self.params(0, threads)
         x = lightgbm.Dataset(train.x, train.y, weight=train.weight, feature_name=list(train.names), params=told)
+        if self.fixed:
+            return self.grown(x, None, seeds, threads)
         other = lightgbm.Dataset(valid.x, valid.y, weight=valid.weight, reference=x, params=told)
         return self.grown(x, other, seeds, threads)
 
     def grown(
-        self, x: lightgbm.Dataset, other: lightgbm.Dataset, seeds: Sequence[int], threads: int
+        self,
+        x: lightgbm.Dataset,
+        other: lightgbm.Dataset | None,  # to stop by; None: all rounds
+        seeds: Sequence[int],
+        threads: int,
     ) -> Iterator[LightGBMModel]:
         "A model for each seed from samples in bins."
         import lightgbm
 
         for seed in seeds:
-            stop = lightgbm.early_stopping(self.early_stopping, verbose=False)
-            grown = lightgbm.train(
-                self.params(seed, threads),
-                x,
-                self.rounds,
-                valid_sets=[other],
-                callbacks=[stop],
-                keep_training_booster=True,
-            )
+            watched: dict[str, Any] = {} if other is None else {
+                "valid_sets": [other], "callbacks": [lightgbm.early_stopping(self.early_stopping, verbose=False)],
+            }  # fmt: skip
+            told = self.params(seed, threads)
+            grown = lightgbm.train(told, x, self.rounds, keep_training_booster=True, **watched)
             trees = self.kept(grown.best_iteration, grown.current_iteration())
             yield LightGBMModel.of(grown.model_to_string(num_iteration=trees))
 

@@ -418,8 +418,8 @@ def _fit_bins(task: Task, fold: Fold, bins: Bins, mask: NDArray[np.bool_], start
     y, other = (targets(task.target, mask, w) for w in (fold.train, fold.valid))
     check_targets(y, other)
     weight = recency(mask, fold.train, task.config.half_life_sessions)
-    sets = bins.window(train, y, weight), bins.window(valid, other)
-    return next(recipe.unfiltered().grown(*sets, seeds=(seed,), threads=1))
+    watched = None if recipe.fixed else bins.window(valid, other)
+    return next(recipe.unfiltered().grown(bins.window(train, y, weight), watched, seeds=(seed,), threads=1))
 
 # %% ../../nbs/models/07_training.ipynb #f2ca8202
 @dataclass
