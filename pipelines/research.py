@@ -16,7 +16,6 @@ import polars as pl
 
 from pipelines.engine import write_whole
 from pipelines.lake import lake_as, newest_session
-from tradenb.core.calendar import shift
 from tradenb.core.db import connect, migrate
 from tradenb.core.errors import DataError, InputError
 from tradenb.core.progress import say
@@ -33,7 +32,7 @@ from tradenb.portfolio.capacity import capacity
 from tradenb.portfolio.market import Market
 from tradenb.portfolio.tearsheet import Evidence, Judgement, Sheet, chance, evidence_of, judge, tearsheet
 from tradenb.trading import records
-from tradenb.trading.modelling import SIMULATED, survivorship_of, train_model
+from tradenb.trading.modelling import SIMULATED, span_of, survivorship_of, tape_of, train_model
 from tradenb.trading.service import database_url
 
 SHEET, PLAN, ORDERS, DAILY = "tearsheet.html", "plan.json", "orders.parquet", "daily.parquet"
@@ -102,7 +101,7 @@ def research(settings: Settings, ask: Ask) -> Found:
     view = lake_as(settings, ask.vintage, None, None)
     source = within(source_of(settings, view, ask), ask.start, ask.end)
     plan = plan_of(settings, source, ask.costs)
-    market = market_of(view, source.predictions, settings)
+    market = tape_of(settings, view, source.predictions, newest_session(view))
     say("trading the past")
     book = backtest(source.predictions, market, plan, _ticking("trading the past"))
     more = capacity_of(source.predictions, market, plan) if ask.capacity else None
@@ -191,24 +190,6 @@ def plan_of(settings: Settings, source: Source, costs: float) -> Plan:
         raise InputError(f"--costs {costs:g}: a multiple of the costs, from 0")
     usual = Plan.of(settings) if source.price is None else Plan.of(settings, label_price=source.price)
     return replace(usual, costs=usual.costs.times(costs))
-
-
-def market_of(view: Lake, predictions: pl.DataFrame, settings: Settings) -> Market:
-    "The tape from a while before the first prediction, for what a constructor may look back on, to the session that earns the last."
-    (first, last), newest = span_of(predictions), newest_session(view)
-    if last > newest:
-        raise InputError(f"predictions up to {last}, but the lake ends on {newest}: run `tradenb etl`")
-    back = max(settings.portfolio.risk_sessions, 63) + 1
-    end = min(shift(last, 2), newest)
-    return Market.from_lake(view, shift(first, -back), end, sorted(predictions["symbol"].unique()))
-
-
-def span_of(predictions: pl.DataFrame) -> tuple[date, date]:
-    "First and last day; `InputError` when there is none."
-    days = predictions["date"].drop_nulls().to_list()
-    if not days:
-        raise InputError("no predictions: the table is empty")
-    return min(days), max(days)
 
 
 def _ticking(what: str) -> Any:

@@ -4498,6 +4498,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'tradenb/trading/modelling.py'),
                                            'tradenb.trading.modelling.search_model': ( 'trading/modelling.html#search_model',
                                                                                        'tradenb/trading/modelling.py'),
+                                           'tradenb.trading.modelling.span_of': ( 'trading/modelling.html#span_of',
+                                                                                  'tradenb/trading/modelling.py'),
                                            'tradenb.trading.modelling.survivorship_of': ( 'trading/modelling.html#survivorship_of',
                                                                                           'tradenb/trading/modelling.py'),
                                            'tradenb.trading.modelling.tape_of': ( 'trading/modelling.html#tape_of',

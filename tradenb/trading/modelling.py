@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'FIGURES', 'TABLES', 'SHEET', 'SIMULATED', 'wanted_features', 'Ground', 'ground_of', 'survivorship_of',
-           'train_model', 'search_model', 'tape_of', 'book_of', 'Book', 'keep_book', 'kept_book', 'register_training',
-           'page_of']
+           'train_model', 'search_model', 'span_of', 'tape_of', 'book_of', 'Book', 'keep_book', 'kept_book',
+           'register_training', 'page_of']
 
 # %% ../../nbs/trading/07_modelling.ipynb #78384e6b
 def wanted_features(settings: Settings) -> FeatureSet:
@@ -120,6 +120,14 @@ def search_model(
                   eligible=ground.eligible, features=ground.compute)  # fmt: skip
 
 # %% ../../nbs/trading/07_modelling.ipynb #ba6abd1a
+def span_of(predictions: pl.DataFrame) -> tuple[date, date]:
+    "First and last day; raises `InputError` when there is none."
+    days = predictions["date"].drop_nulls().to_list()
+    if not days:
+        raise InputError("no predictions: the table is empty")
+    return min(days), max(days)
+
+
 def tape_of(
     settings: Settings,
     view: Lake,
@@ -127,12 +135,7 @@ def tape_of(
     newest: date,  # last session of the lake
 ) -> Market:
     "What predictions are traded on; raises `InputError` for predictions of days that the lake does not have."
-    days = predictions["date"].drop_nulls()
-    if days.is_empty():
-        raise InputError("no predictions: the table is empty")
-    first, last = days.min(), days.max()
-    assert isinstance(first, date)
-    assert isinstance(last, date)
+    first, last = span_of(predictions)
     if last > newest:
         raise InputError(f"predictions up to {last}, but the lake ends on {newest}: run `tradenb etl`")
     start = shift(first, -(max(settings.portfolio.risk_sessions, RISK_SESSIONS) + 1))
