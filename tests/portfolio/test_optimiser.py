@@ -52,8 +52,8 @@ def worth(k: Numbers, w):
     return k.alpha @ w - k.aversion / 2 * (common @ common + k.risk.own @ w**2) - cost
 
 
-def slsqp(k: Numbers):
-    "The same problem by SciPy's SLSQP: smooth, in longs, shorts, purchases and sales."
+def slsqp(k: Numbers, begin: np.ndarray | None = None):
+    "The same problem by SciPy's SLSQP: smooth, in longs, shorts, purchases and sales; it begins with what is held, or with another book."
     n = len(k.alpha)
     eye, zero = np.eye(n), np.zeros((n, n))
     split = lambda v: (v[:n] - v[n : 2 * n], v[2 * n : 3 * n], v[3 * n :])
@@ -70,9 +70,13 @@ def slsqp(k: Numbers):
         i = 1.5 * k.impact * np.sqrt(np.maximum(b + s, 0))
         return 1e3 * np.concatenate([g, -g + k.borrow, k.buy + i, k.sell + i])
 
-    rules = [
+    net = np.ones((1, n))
+    said = len(k.level) and np.linalg.matrix_rank(np.vstack([k.neutral, net])) == np.linalg.matrix_rank(k.neutral)
+    rules = (
+        [] if said else [LinearConstraint(np.hstack([net, -net, 0 * net, 0 * net]), *k.net)]
+    )  # SLSQP fails on rules that repeat
+    rules += [
         LinearConstraint(np.hstack([eye, -eye, -eye, eye]), k.held, k.held),
-        LinearConstraint(np.hstack([np.ones(n), -np.ones(n), np.zeros(2 * n)])[None], *k.net),
         LinearConstraint(np.hstack([np.ones(2 * n), np.zeros(2 * n)])[None], -np.inf, k.gross),
         LinearConstraint(np.hstack([np.zeros(2 * n), np.ones(2 * n)])[None], -np.inf, k.turnover),
         LinearConstraint(np.hstack([eye, -eye, zero, zero]), k.low, k.high),
@@ -81,7 +85,8 @@ def slsqp(k: Numbers):
         rules.append(
             LinearConstraint(np.hstack([k.neutral, -k.neutral, 0 * k.neutral, 0 * k.neutral]), k.level, k.level)
         )
-    start = np.concatenate([np.maximum(k.held, 0), np.maximum(-k.held, 0), np.zeros(2 * n)])
+    first = k.held if begin is None else begin
+    start = np.maximum(np.concatenate([first, -first, first - k.held, k.held - first]), 0)
     found = minimize(
         loss,
         start,
@@ -113,6 +118,8 @@ def test_scipy_finds_no_better_book(name, seed):
     k = numbers_of(VARIANTS[name], table, part(VARIANTS[name], table))
     ours = solve(k)
     theirs, found = slsqp(k)
+    if not found.success:  # it gives up on some machines where it begins outside of the rules; ours is inside
+        theirs, found = slsqp(k, ours)
     assert found.success, found.message
     assert worth(k, ours) >= worth(k, theirs) - 1e-9
     assert worth(k, ours) == pytest.approx(worth(k, theirs), abs=1e-6)  # SLSQP stops a little early

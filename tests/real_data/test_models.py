@@ -17,6 +17,7 @@ RECIPE = TrainingConfig(
     WalkForward(train=252, valid=63, test=126, warmup=60),
     rounds=60,
     early_stopping=20,
+    min_rounds=20,
     threads=1,
     top_n=10,
     bottom_n=10,
