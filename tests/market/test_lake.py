@@ -418,3 +418,25 @@ def test_a_cell_of_sql_asks_the_lake_of_the_settings(tmp_path: Path, monkeypatch
     assert shell.user_ns["kept"].item() == 2.0
     with pytest.raises(InputError, match="YYYY-MM-DD"):
         shell.run_cell("%%sql --as-of soon\nselect 1").raise_error()
+
+
+def test_a_damaged_file_of_a_table_is_named_as_such(tmp_path):
+    lake = Lake(tmp_path / "lake")
+    bars = pl.DataFrame(
+        {
+            "symbol": ["A"],
+            "date": [date(2024, 1, 2)],
+            "open": [1.0],
+            "high": [1.0],
+            "low": [1.0],
+            "close": [1.0],
+            "volume": [5],
+        }
+    )
+    with lake.writing() as draft:
+        draft.merge("bars", bars.with_columns(vwap=pl.lit(None, pl.Float64)))
+        draft.record(date(2024, 1, 2), "test", datetime(2024, 1, 2, 22, tzinfo=UTC))
+    for file in (tmp_path / "lake" / "bars").rglob("*.parquet"):
+        file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(LakeError, match="table bars cannot be read"):
+        lake.read("bars")

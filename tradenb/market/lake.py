@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import polars as pl
 
-from ..core.errors import LakeError
+from ..core.errors import LakeError, one_line
 from ..core.settings import Settings
 from .actions import BAR_COLUMNS, Adjustment, Convention, apply_factors, cumulative
 from tradenb.market.tables import (
@@ -121,9 +121,12 @@ def within(table: str, start: date | None, end: date | None, symbols: Sequence[s
 
 
 def scan(table: str, delta: Any, where: pl.Expr, columns: Sequence[str]) -> pl.DataFrame:
-    "Rows of an open table, sorted, `columns` alone."
+    "Rows of an open table, sorted, `columns` alone; raises `LakeError` where its files are damaged."
     wanted = list(dict.fromkeys([*order_of(table), *columns]))
-    rows = pl.scan_delta(delta).filter(where).select(wanted).collect()
+    try:
+        rows = pl.scan_delta(delta).filter(where).select(wanted).collect()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise LakeError(f"table {table} cannot be read ({one_line(error)}): a file of it is damaged or gone") from error
     return sort_rows(table, rows).select(columns)
 
 # %% ../../nbs/market/12_lake.ipynb #107c24f6

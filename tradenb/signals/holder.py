@@ -167,5 +167,5 @@ class Repeated:
             self.work()
         except TradenbError as error:  # told by whoever raised it; the next turn may go well
             get_logger().debug("turn_failed", work=self.name, reason=one_line(error))
-        except Exception as error:
+        except BaseException as error:  # a panic in a compiled library is no Exception, and must not end the thread
             get_logger().error("turn_crashed", work=self.name, exc_info=error)
