@@ -94,11 +94,11 @@ def build(root: Path) -> House:
 
 
 @contextlib.contextmanager
-def process(arguments: list[str], **environment: str) -> Iterator[subprocess.Popen[str]]:
-    "A server's process group of our own, ended with the block."
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    environment = os.environ | environment
+def process(arguments: list[str], heard: bool, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    "A server's process group of our own, ended with the block. One that is not heard talks into a file: a full pipe would hold it up."
     errors = TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE if heard else errors}
+    environment = os.environ | environment
     one = subprocess.Popen(
         arguments, text=True, cwd=PROJECT, env=environment, start_new_session=True, stderr=errors, **pipes
     )
@@ -113,14 +113,14 @@ def process(arguments: list[str], **environment: str) -> Iterator[subprocess.Pop
             os.killpg(one.pid, signal.SIGKILL)
         one.wait()
         for pipe in (one.stdin, one.stdout, errors):
-            assert pipe
-            pipe.close()
+            if pipe:
+                pipe.close()
 
 
 @contextlib.contextmanager
 def ours(root: Path) -> Iterator[str]:
     "The service as it runs in production; yields its address."
-    with process(command("signals", ["serve", root]), POLARS_MAX_THREADS="1", OMP_NUM_THREADS="1") as one:
+    with process(command("signals", ["serve", root]), heard=True, POLARS_MAX_THREADS="1", OMP_NUM_THREADS="1") as one:
         assert one.stdout
         yield one.stdout.readline().strip()
 
@@ -134,7 +134,9 @@ def mlflows(house: House) -> Iterator[str]:
     shutil.copytree(stored(house.registry, house.versions[0]).model, model)
     serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "-h", "127.0.0.1", "-p", str(port), "--env-manager", "local"]  # fmt: skip
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where it looks for uvicorn
-    with process(serve, MLFLOW_TRACKING_URI=house.registry.tracking_uri, OMP_NUM_THREADS="1", PATH=path) as one:
+    with process(
+        serve, heard=False, MLFLOW_TRACKING_URI=house.registry.tracking_uri, OMP_NUM_THREADS="1", PATH=path
+    ) as one:
         url, watch = f"http://127.0.0.1:{port}", Stopwatch()
         while not answers(url):
             if one.poll() is not None or watch.seconds > 300:
