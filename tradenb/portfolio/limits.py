@@ -95,7 +95,9 @@ def limit(
     reasons = _reasons(names, asked, named, held, free, most, limits)
     _say(reasons, names, gross)
     _say(reasons, names, net)
-    return _table(weights, names, final), {s: "; ".join(reasons[s]) for s in names if s in reasons}
+    said = {s: "; ".join(reasons[s]) for s in names if s in reasons}
+    as_asked = {s for s, one, other, moves in zip(names, asked, final, free, strict=True) if one == other and moves}
+    return _table(weights, names, final), {s: why for s, why in said.items() if s not in as_asked or "reached=" in why}
 
 # %% ../../nbs/portfolio/04_limits.ipynb #95b46fbf
 def _names(weights: pl.DataFrame, context: Context) -> list[str]:
