@@ -3582,7 +3582,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'tradenb.models.tracking.paired': ('models/tracking.html#paired', 'tradenb/models/tracking.py'),
                                          'tradenb.models.tracking.plot_comparison': ( 'models/tracking.html#plot_comparison',
                                                                                       'tradenb/models/tracking.py'),
-                                         'tradenb.models.tracking.plot_ic': ('models/tracking.html#plot_ic', 'tradenb/models/tracking.py'),
                                          'tradenb.models.tracking.plot_weights': ( 'models/tracking.html#plot_weights',
                                                                                    'tradenb/models/tracking.py'),
                                          'tradenb.models.tracking.reaching': ( 'models/tracking.html#reaching',

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['LOCK_TIMEOUT_S', 'SAID_SO', 'MATTER', 'KIND', 'TRAINING', 'FOLD', 'SEARCH', 'TRIAL', 'FILE', 'DEFINITION', 'GOLDEN',
            'REFERENCE', 'PAPERS', 'TRIALS', 'Tracking', 'exists', 'reaching', 'client', 'experiment_id', 'alone',
-           'ModelCard', 'environment', 'batch', 'child', 'log_folds', 'plot_ic', 'plot_weights', 'figures', 'tables',
+           'ModelCard', 'environment', 'batch', 'child', 'log_folds', 'plot_weights', 'figures', 'tables',
            'write_papers', 'write_files', 'log_fitted', 'signature', 'log_training', 'training_tags', 'size_of',
            'log_file', 'TrainingRecord', 'record', 'overall', 'local', 'log_search', 'log_trial', 'trials', 'every_run',
            'Comparison', 'compare', 'differing', 'paired', 'side_by_side', 'intervals', 'plot_comparison']
@@ -312,28 +312,11 @@ def log_folds(client: MlflowClient, experiment: str, parent: str, result: Traini
         client.set_terminated(run_id)
         batch(client, parent, {f"fold_{k}": v for k, v in numbers.items()}, at, step=row["fold"])
 
-# %% ../../nbs/models/09_tracking.ipynb #81c69b50
+# %% ../../nbs/models/09_tracking.ipynb #f165eac2
 def _two(height: float) -> tuple[Figure, Any]:
     fig, _ = canvas(height)
     fig.clear()
     return fig, fig.subplots(1, 2)
-
-
-def plot_ic(
-    ic: pl.DataFrame,  # date, rank_ic
-    window: int = 63,  # sessions
-) -> Figure:
-    "The rank IC summed up over time, and its mean over a window: a signal that fades bends the first and sinks the second."
-    known = ic.drop_nulls("rank_ic").sort("date")
-    days, values = known["date"].to_list(), known["rank_ic"]
-    with style():
-        fig, axes = _two(2.6)
-        axes[0].plot(days, values.cum_sum())
-        axes[0].set(title="Rank IC, summed up")
-        axes[1].plot(days, values.rolling_mean(min(window, max(1, len(values)))))
-        axes[1].axhline(0, color=PALETTE["muted"], lw=0.8)
-        axes[1].set(title=f"Mean of {window} sessions")
-    return fig
 
 
 def plot_weights(
@@ -353,7 +336,7 @@ def plot_weights(
             ax.set(xlabel=label)
     return fig
 
-# %% ../../nbs/models/09_tracking.ipynb #f165eac2
+# %% ../../nbs/models/09_tracking.ipynb #81c69b50
 def figures(
     result: TrainingResult,
 ) -> dict[str, Figure]:  # file name → matplotlib figure
@@ -362,7 +345,7 @@ def figures(
 
     return {
         "folds.svg": splits.plot_folds(result.folds, result.dates),
-        "ic.svg": plot_ic(result.ic),
+        "ic.svg": metrics.plot_ic(result.ic, horizon=result.config.walk.horizon),
         "rank_ic_by_month.svg": metrics.plot_by_month(result.ic),
         "quantile_returns.svg": metrics.plot_quantiles(metrics.quantile_returns(result.predictions)),
         "importance.svg": plot_weights(result.importance, result.shap),

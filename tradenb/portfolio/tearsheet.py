@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from tradenb.portfolio.backtest import Backtest
 
 # %% auto #0
-__all__ = ['CONFIDENT', 'MOST', 'FALLS', 'YEARS', 'WINDOWS', 'MONTHS', 'SPANS', 'FOLD', 'MULTIPLES', 'COSTS', 'Evidence',
-           'evidence_of', 'Sheet', 'Judgement', 'judge', 'sentences', 'chance', 'opening', 'key_figures', 'thinned',
-           'Accounts', 'growth', 'equity_chart', 'drawdown_chart', 'worst_falls', 'month_table', 'year_table',
+__all__ = ['CONFIDENT', 'MOST', 'FALLS', 'YEARS', 'WINDOWS', 'SPANS', 'FOLD', 'MULTIPLES', 'COSTS', 'Evidence', 'evidence_of',
+           'Sheet', 'Judgement', 'judge', 'sentences', 'chance', 'opening', 'key_figures', 'thinned', 'Accounts',
+           'growth', 'equity_chart', 'drawdown_chart', 'worst_falls', 'month_table', 'year_table',
            'rolling_sharpe_chart', 'distribution_chart', 'shape_facts', 'exposure_chart', 'turnover_chart',
            'rolling_ic', 'ic_chart', 'ic_months', 'quantile_chart', 'decay_chart', 'importance_charts', 'folds_chart',
            'folds_table', 'charged_again', 'break_even', 'cost_chart', 'capacity_chart', 'costs_chart', 'cost_table',
@@ -413,13 +413,7 @@ def ic_chart(ic: pl.DataFrame, window: int = 126, horizon: int = 1) -> Block:
 
 def ic_months(ic: pl.DataFrame) -> Block:
     "Mean rank IC by month and year."
-    months = metrics.by_month(ic).with_columns(year=pl.col("month").dt.year(), name=pl.col("month").dt.strftime("%b"))
-    cells = [pl.col("mean").filter(pl.col("name") == name).first().alias(name) for name in MONTHS]
-    year = ((pl.col("mean") * pl.col("sessions")).sum() / pl.col("sessions").sum()).alias("Year")
-    return heat(months.group_by("year").agg(*cells, year).sort("year"), "score", "Rank IC by month", sums=["Year"])
-
-
-MONTHS = "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"
+    return heat(metrics.monthly_table(ic), "score", "Rank IC by month", sums=["Year"])
 
 # %% ../../nbs/portfolio/09_tearsheet.ipynb #591c3c6e
 def quantile_chart(predictions: pl.DataFrame, quantiles: int = 5, width: float = HALF) -> Block:
