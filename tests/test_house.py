@@ -118,7 +118,7 @@ def test_a_notebook_is_clean_and_begins_with_a_title_and_a_subtitle(path: Path) 
 def test_settings_ini_has_a_commented_default_for_every_key() -> None:
     parser = configparser.ConfigParser(interpolation=None)
     parser.read(PROJECT / "settings.ini")
-    secrets = {"database_url", "broker_key_id", "broker_secret", "api_key"}
+    secrets = {"database_url", "broker_key_id", "broker_secret", "webhook_secret", "api_key"}
     for section, field in Settings.model_fields.items():
         assert set(parser[section]) == set(field.annotation.model_fields) - secrets
 

@@ -13,7 +13,8 @@ from tradenb.core.clock import SimulatedClock
 from tradenb.core.db import connect, migrate
 from tradenb.core.errors import BrokerUnavailable
 from tradenb.execution.broker import Broker, Confirmed, Rejected, Unresolved, alpaca_client, entry_of, judgement
-from tradenb.execution.ledger import CashEvent, Fill, Ledger, StoredOrder
+from tradenb.execution.entries import CashEvent, Fill
+from tradenb.execution.ledger import Ledger, StoredOrder
 from tradenb.execution.orders import OrderIntent
 
 LOST = ["500", "502", "503", "504", "408", "429", "reset", "html"]

@@ -17,7 +17,8 @@ from tradenb.core.errors import BrokerUnavailable, InputError, OrderConflict, Or
 from tradenb.execution.broker import Broker
 from tradenb.execution.gateway import Gateway
 from tradenb.execution.ledger import Ledger
-from tradenb.execution.orders import WORKING, OrderIntent, OrderStatus, OrderType, Side, TimeInForce
+from tradenb.execution.orders import OrderIntent, OrderType, Side, TimeInForce
+from tradenb.execution.states import WORKING, OrderStatus
 
 Make = Callable[..., OrderIntent]
 DAY = date(2017, 6, 1)

@@ -16,8 +16,10 @@ from tradenb.core import db
 from tradenb.core.clock import SimulatedClock, new_york
 from tradenb.core.db import connect, migrate
 from tradenb.core.errors import InputError, OrderConflict
-from tradenb.execution.ledger import CashEvent, Entry, Fill, Ledger, Position, fold_account, fold_positions, in_order
-from tradenb.execution.orders import OrderIntent, OrderStatus, Side
+from tradenb.execution.entries import CashEvent, Entry, Fill, Position, fold_account, fold_positions, in_order
+from tradenb.execution.ledger import Ledger
+from tradenb.execution.orders import OrderIntent, Side
+from tradenb.execution.states import OrderStatus
 
 MORNING = new_york(date(2017, 6, 1), 9)
 quantities = st.decimals(min_value="0.000000001", max_value=10_000, places=9)

@@ -10,21 +10,16 @@ from hypothesis import strategies as st
 
 from tradenb.core.errors import OrderInvalid
 from tradenb.execution.orders import (
-    FINAL,
-    TRANSITIONS,
-    Move,
     OrderIntent,
-    OrderStatus,
     OrderType,
     Side,
     TimeInForce,
     canonical,
     client_order_id,
-    from_broker,
-    judge,
     problems,
     validate,
 )
+from tradenb.execution.states import FINAL, TRANSITIONS, Move, OrderStatus, from_broker, judge
 
 BASE = OrderIntent(
     "alpha158_ls", "AAPL", Side.BUY, OrderType.MARKET, TimeInForce.CLS, date(2017, 6, 1), qty=Decimal(100)

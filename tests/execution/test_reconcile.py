@@ -8,9 +8,10 @@ from typing import Any
 
 from tradenb.core.clock import new_york
 from tradenb.execution.broker import BrokerOrder, BrokerPosition
+from tradenb.execution.entries import CashEvent, Fill, Position
 from tradenb.execution.gateway import Gateway
-from tradenb.execution.ledger import CashEvent, Fill, Ledger, Position
-from tradenb.execution.orders import OrderIntent, OrderStatus, Side
+from tradenb.execution.ledger import Ledger
+from tradenb.execution.orders import OrderIntent, Side
 from tradenb.execution.reconcile import (
     UNEXPLAINED,
     compare_cash,
@@ -19,6 +20,7 @@ from tradenb.execution.reconcile import (
     compare_positions,
     reconcile,
 )
+from tradenb.execution.states import OrderStatus
 
 Make = Callable[..., OrderIntent]
 DAY = date(2017, 6, 1)

@@ -14,8 +14,8 @@ from tradenb.core import web
 from tradenb.core.clock import SimulatedClock, new_york
 from tradenb.core.errors import ConfigError
 from tradenb.core.settings import Settings
-from tradenb.execution.orders import WORKING
 from tradenb.execution.service import create_app, make_desk
+from tradenb.execution.states import WORKING
 
 DAY = date(2017, 6, 1)
 KEY = "sesame"

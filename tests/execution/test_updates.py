@@ -10,7 +10,8 @@ import pytest
 
 from tradenb.core.clock import new_york
 from tradenb.execution.gateway import Gateway
-from tradenb.execution.orders import OrderIntent, OrderStatus
+from tradenb.execution.orders import OrderIntent
+from tradenb.execution.states import OrderStatus
 from tradenb.execution.updates import Updates, apply_update, catch_up
 
 Make = Callable[..., OrderIntent]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TradenbError', 'ConfigError', 'InputError', 'ExpressionError', 'DependencyError', 'ServiceUnavailable',
            'BrokerUnavailable', 'PortTaken', 'DataError', 'SourceError', 'QualityError', 'FreshnessError', 'LakeError',
-           'ModelError', 'NoModelError', 'OrderError', 'OrderInvalid', 'OrderConflict', 'IllegalTransition',
-           'ReconciliationBreak', 'RunFailed', 'one_line']
+           'ModelError', 'NoModelError', 'OrderError', 'OrderInvalid', 'OrderConflict', 'OrderDenied',
+           'IllegalTransition', 'ReconciliationBreak', 'RunFailed', 'one_line']
 
 # %% ../../nbs/core/01_errors.ipynb #bbc42b37
 from typing import Any
@@ -94,6 +94,10 @@ class OrderInvalid(OrderError):
 
 class OrderConflict(OrderError):
     "A known client order id with another payload."
+
+
+class OrderDenied(OrderError):
+    "An order that the pre-trade controls or the kill switch did not let pass; the line begins with the denial's code."
 
 
 class IllegalTransition(OrderError):

@@ -6,7 +6,7 @@
 __all__ = ['Names', 'Pairs', 'Share', 'Money', 'Port', 'Secret', 'FEATURE_SETS', 'FeatureSetName', 'Constructor', 'SECRETS',
            'PREFIX', 'NOT_SETTINGS', 'Section', 'Core', 'Run', 'Market', 'Quality', 'Lake', 'Universe', 'Demo', 'Files',
            'Alpaca', 'Features', 'Label', 'Training', 'Registry', 'Signals', 'Portfolio', 'Costs', 'Execution',
-           'Exchange', 'Services', 'Settings', 'find_file', 'variable', 'load']
+           'Limits', 'Exchange', 'Services', 'Settings', 'find_file', 'variable', 'load']
 
 # %% ../../nbs/core/04_settings.ipynb #44f46f3a
 import configparser
@@ -288,18 +288,45 @@ class Execution(Section):
 
     trade_at: Literal["close", "open"]
     dry_run: Literal["auto"] | bool
-    broker: Literal["exchange", "paper"]
+    broker: Literal["exchange", "paper", "live"]
+    live_account: str
     timeout_s: float = Field(gt=0)
     attempts: PositiveInt
     backoff_s: float = Field(ge=0)
+    lease_s: float = Field(gt=0)
+    concurrency: int = Field(ge=1, le=32)
+    reconcile_s: float = Field(ge=0)
     settle_timeout_s: float = Field(gt=0)
+    webhook_window_s: float = Field(gt=0, le=3600)
     broker_key_id: Secret = None
     broker_secret: Secret = None
+    webhook_secret: Secret = None
 
     @property
     def sends_nothing(self) -> bool:
         "Dry run: asked for, or the default for any broker but the local exchange."
         return self.broker != "exchange" if self.dry_run == "auto" else bool(self.dry_run)
+
+
+class Limits(Section):
+    "The pre-trade controls of the gateway; a zero or an empty list switches one off. USD, shares of the equity, sessions."
+
+    max_order_notional: float = Field(ge=0)
+    max_order_shares: float = Field(ge=0)
+    max_position_notional: float = Field(ge=0)
+    max_gross: float = Field(ge=0)
+    max_net: float = Field(ge=0)
+    max_volume_share: Share
+    price_collar: Share
+    max_price_age_sessions: int = Field(ge=0)
+    max_orders_per_minute: int = Field(ge=0)
+    window_minutes: float = Field(gt=0, le=1440)
+    max_window_notional: float = Field(ge=0)
+    max_daily_loss: Share
+    max_drawdown: Share
+    restricted: Names
+    check_shorts: bool
+    check_buying_power: bool
 
 
 class Exchange(Section):
@@ -310,6 +337,7 @@ class Exchange(Section):
     slippage_bps: float = Field(ge=0)
     fee_bps: float = Field(ge=0)
     volume_share: float = Field(gt=0, le=1)
+    speed: float = Field(ge=0)
 
 
 class Services(Section):
@@ -347,6 +375,7 @@ class Settings(Section):
     portfolio: Portfolio
     costs: Costs
     execution: Execution
+    limits: Limits
     exchange: Exchange
     services: Services
 
@@ -371,6 +400,10 @@ class Settings(Section):
             raise ValueError(
                 f"services.host={self.services.host} is beyond loopback: set TRADENB_SERVICES__API_KEY first"
             )
+        if self.execution.broker == "live" and not self.execution.live_account:
+            raise ValueError(
+                "execution.broker=live sends real money: name the account it may use in execution.live_account too"
+            )
         return self
 
     @property
@@ -385,7 +418,7 @@ class Settings(Section):
                 "signals": True,
                 "features": {"engine", "scheduler"},
                 "alpaca": {"data_url", "trading_url", "requests_per_minute", "attempts", "backoff_s", "timeout_s"},
-                "execution": {"broker_key_id", "broker_secret"},
+                "execution": {"broker_key_id", "broker_secret", "webhook_secret", "live_account"},
             },
         )
         values["features"]["set"] = self.features.content

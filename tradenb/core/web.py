@@ -31,6 +31,7 @@ from tradenb.core.errors import (
     InputError,
     ModelError,
     OrderError,
+    OrderDenied,
     OrderInvalid,
     PortTaken,
     ServiceUnavailable,
@@ -42,6 +43,7 @@ from .logs import bind, get_logger, new_trace_id
 # %% ../../nbs/core/07_web.ipynb #e51641ed
 STATUS: list[tuple[type[TradenbError], int]] = [
     (OrderInvalid, 422),
+    (OrderDenied, 403),
     (OrderError, 409),
     (InputError, 422),
     (ConfigError, 400),
