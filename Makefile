@@ -1,7 +1,7 @@
 # What one types. `make` lists it. GNU make 3.81 or later; Python 3.11 or 3.12 with venv and pip, git; Linux and macOS.
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install run test test-cov lint drift fmt lock export readme bench up down clean
+.PHONY: help install run test test-cov simulate lint drift fmt lock export readme bench up down clean
 
 # Another active environment must not leak into ours.
 unexport VIRTUAL_ENV
@@ -14,6 +14,9 @@ SOURCES := nbs tests pipelines
 JOBS ?= 2
 ARGS ?=
 BENCH ?=
+SEED ?= 1
+DAYS ?= 5
+RUNS ?= 1
 
 # The environment is complete when the file named after the lock (and this folder: scripts hold its path) is there.
 STAMP := .venv/.stamp-$(shell { pwd -P; cat requirements.lock; } | git hash-object --stdin | cut -c 1-16)
@@ -65,6 +68,10 @@ test: $(ENV) $(KERNELS) ## The notebooks' own tests, then pytest (JOBS=2)
 
 test-cov: $(ENV) $(KERNELS) ## pytest with coverage; the pages are in htmlcov/
 	@$(BIN)/pytest -n $(JOBS) --dist worksteal --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
+
+simulate: export OMP_NUM_THREADS := 1
+simulate: $(ENV) ## Trading days full of faults, every one repeatable (SEED=1 DAYS=5 RUNS=1 JOBS=2 ARGS=--verbose)
+	@$(BIN)/python -m tests.simulation --seed $(SEED) --days $(DAYS) --runs $(RUNS) --jobs $(JOBS) $(ARGS)
 
 lint: $(ENV) ## ruff, mypy, and whether package, notebooks and README are in step
 	@failed=0; \

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tradenb.core.clock import sleep
 from tradenb.core.errors import BrokerUnavailable, OrderInvalid, RunFailed, ServiceUnavailable
 from tradenb.portfolio.sizing import size_orders
 from tradenb.trading.orchestrator import (
@@ -26,6 +27,7 @@ from tradenb.trading.orchestrator import (
     settled_time,
     verdict,
     wait_until_final,
+    waves,
 )
 
 DAY = date(2024, 1, 8)
@@ -109,13 +111,34 @@ def test_a_refused_order_does_not_stop_the_others(plan, refused, kind):
     assert all("is refused" in s.detail for s in sent if s.status == "failed")
 
 
+@settings(deadline=None)
+@given(plan=plans, concurrency=st.integers(2, 9))
+def test_a_wave_is_answered_before_the_next_one_leaves(plan, concurrency):
+    log: list[tuple[str, int]] = []
+    number = {leg: n for n, wave in enumerate(waves(plan)) for leg in wave}
+
+    def submit(wave):
+        log.append(("leaves", wave))
+        sleep(0)
+        log.append(("answered", wave))
+        return {"status": "accepted"}
+
+    sent = send_plan(plan, submit, number.__getitem__, concurrency=concurrency)
+    assert [s.leg for s in sent] == [leg for leg in plan if leg.client_order_id]
+    assert [wave for _, wave in log] == sorted(wave for _, wave in log)
+    sides = [{leg.order.side for leg in wave} for wave in waves(plan)]
+    assert all(len(side) == 1 for side in sides)
+    assert {"buy"} not in sides or {"sell"} not in sides[sides.index({"buy"}) :]
+
+
 @pytest.mark.parametrize("kind", [ServiceUnavailable, BrokerUnavailable])
 def test_a_gateway_that_is_gone_stops_the_sending(kind):
     def submit(body):
         raise kind("gone")
 
-    with pytest.raises(kind):
-        send_plan(some_plan, submit, lambda leg: {})
+    for concurrency in (1, 8):
+        with pytest.raises(kind):
+            send_plan(some_plan, submit, lambda leg: {}, concurrency=concurrency)
 
 
 @given(st.lists(st.sampled_from([*FINAL, "failed", "accepted", "partially_filled", "unknown"])))

@@ -4,14 +4,19 @@
 
 # %% auto #0
 __all__ = ['TIME_IN_FORCE', 'FINAL', 'GOOD', 'reference_prices', 'Before', 'before_session', 'ask_signals', 'book_of', 'Leg',
-           'intent_of', 'make_plan', 'read_plan', 'keep_plan', 'Sent', 'send_plan', 'order_body', 'came_to', 'verdict',
-           'planning_time', 'settled_time', 'Market', 'RealMarket', 'SimulatedMarket', 'wait_until_final', 'holdings']
+           'intent_of', 'make_plan', 'read_plan', 'keep_plan', 'Sent', 'waves', 'send_plan', 'order_body', 'came_to',
+           'verdict', 'planning_time', 'settled_time', 'Market', 'RealMarket', 'SimulatedMarket', 'wait_until_final',
+           'holdings']
 
 # %% ../../nbs/trading/03_orchestrator.ipynb #8c68e195
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from functools import partial
+from itertools import groupby
 from typing import Any, Protocol
 
 import polars as pl
@@ -214,18 +219,28 @@ class Sent:
     detail: str  # Why, when it was refused
 
 
+def waves(plan: Sequence[Leg]) -> list[list[Leg]]:
+    "The legs that have an order, in groups that may be on their way together."
+    orders = [leg for leg in plan if leg.client_order_id]
+    return [list(group) for _, group in groupby(orders, lambda leg: (leg.order.side, leg.order.leg))]
+
+
 def send_plan(
     plan: Sequence[Leg],
     submit: Callable[[dict[str, Any]], Mapping[str, Any]],  # The gateway's submit
     body: Callable[[Leg], dict[str, Any]],  # A leg as the gateway's request
     progress: Callable[[int, int], None] = lambda done, total: None,  # Called after each order
+    concurrency: int = 1,  # Orders on their way at the same time
 ) -> list[Sent]:
     "Send every leg that has an order; `DependencyError` when the gateway itself does not answer."
-    orders = [leg for leg in plan if leg.client_order_id]
-    sent = []
-    for done, leg in enumerate(orders, 1):
-        sent.append(_send(leg, submit, body))
-        progress(done, len(orders))
+    groups, sent = waves(plan), list[Sent]()
+    total = sum(map(len, groups))
+    with ThreadPoolExecutor(concurrency) as pool:
+        for wave in groups:
+            traced = [partial(copy_context().run, _send, leg, submit, body) for leg in wave]
+            for one in pool.map(lambda send: send(), traced):
+                sent.append(one)
+                progress(len(sent), total)
     return sent
 
 

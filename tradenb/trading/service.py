@@ -164,10 +164,9 @@ def run_day(desk: Desk, request: RunRequest) -> RunAnswer:
     if records.is_over(row):
         return answer_of(desk, row.run_id)
     plan = read_plan(desk.engine, row.run_id) or plan_run(desk, row)
-    trade_at = desk.settings.execution.trade_at
-    sent = send_plan(
-        plan, desk.execution.submit, lambda leg: order_body(leg, row.strategy, row.trade_date, trade_at, row.run_id)
-    )
+    terms = desk.settings.execution
+    body = lambda leg: order_body(leg, row.strategy, row.trade_date, terms.trade_at, row.run_id)
+    sent = send_plan(plan, desk.execution.submit, body, concurrency=terms.concurrency)
     get_logger().info("plan_sent", orders=len(sent), failed=sum(s.status == "failed" for s in sent))
     return answer_of(desk, row.run_id, sent)
 
