@@ -1,4 +1,4 @@
-"An order's name, its validation, and the moves that it may make."
+"An order's name, and its validation."
 
 from dataclasses import replace
 from datetime import date
@@ -19,7 +19,6 @@ from tradenb.execution.orders import (
     problems,
     validate,
 )
-from tradenb.execution.states import FINAL, TRANSITIONS, Move, OrderStatus, from_broker, judge
 
 BASE = OrderIntent(
     "alpha158_ls", "AAPL", Side.BUY, OrderType.MARKET, TimeInForce.CLS, date(2017, 6, 1), qty=Decimal(100)
@@ -112,39 +111,3 @@ def test_sound_orders_of_every_type_pass() -> None:
 def test_no_strange_number_gets_through(value: str) -> None:
     assert problems(replace(BASE, qty=Decimal(value)))
     assert problems(replace(BASE, type=OrderType.LIMIT, limit_price=Decimal(value)))
-
-
-statuses = st.sampled_from(list(OrderStatus))
-
-
-@given(st.lists(statuses, max_size=12))
-def test_a_final_order_stays_as_it_is(reports: list[OrderStatus]) -> None:
-    current, ended = OrderStatus.PENDING_NEW, None
-    for seen in reports:
-        current = seen if judge(current, seen) is Move.ADVANCE else current
-        ended = ended or (current if current in FINAL else None)
-    assert ended is None or current == ended
-
-
-@given(statuses, statuses)
-def test_a_report_is_one_of_four_things(current: OrderStatus, seen: OrderStatus) -> None:
-    move = judge(current, seen)
-    assert (move is Move.SAME) == (current == seen)
-    assert (move is Move.ADVANCE) == (seen in TRANSITIONS[current])
-    if move is Move.LATE:
-        assert judge(seen, current) is Move.ADVANCE
-
-
-@given(st.permutations([OrderStatus.SUBMITTED, OrderStatus.ACCEPTED, OrderStatus.NEW, OrderStatus.PARTIALLY_FILLED]))
-def test_reports_in_any_order_end_in_the_same_state(reports: list[OrderStatus]) -> None:
-    current = OrderStatus.PENDING_NEW
-    for seen in [*reports, OrderStatus.FILLED, *reports]:
-        move = judge(current, seen)
-        assert move is not Move.ILLEGAL
-        current = seen if move is Move.ADVANCE else current
-    assert current is OrderStatus.FILLED
-
-
-@pytest.mark.parametrize("word", ["unknown", "dry_run", "pending_cancel", "quantum_pending", ""])
-def test_a_word_that_says_nothing_moves_nothing(word: str) -> None:
-    assert from_broker(word) is None
