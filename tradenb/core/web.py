@@ -107,7 +107,7 @@ def require_key(
 ) -> Any:  # A FastAPI dependency
     "Refuse a request that does not carry `expected` as `X-API-Key`."
 
-    def check(x_api_key: str = Header(default="", alias="X-API-Key")) -> None:
+    async def check(x_api_key: str = Header(default="", alias="X-API-Key")) -> None:
         if not expected:
             raise HTTPException(403, "this service has no API key configured, so nothing can be changed through it")
         if not hmac.compare_digest(x_api_key.encode(), expected.encode()):
