@@ -25,7 +25,7 @@ from sqlalchemy import Engine, Row, insert, select
 from ..core.calendar import previous_session, session, shift
 from ..core.clock import Clock, SimulatedClock, Stopwatch, new_york, sleep
 from ..core.db import run_signals
-from ..core.errors import DependencyError, InputError, OrderError, RunFailed, one_line
+from ..core.errors import DependencyError, InputError, OrderDenied, OrderError, RunFailed, one_line
 from ..core.logs import get_logger
 from ..core.settings import Portfolio
 from ..execution.orders import OrderIntent, OrderType, Side, TimeInForce, client_order_id
@@ -215,7 +215,7 @@ class Sent:
     "What the gateway said about one leg."
 
     leg: Leg
-    status: str  # The order's status, or `failed`
+    status: str  # The order's status, `denied` by the gateway's controls, or `failed`
     detail: str  # Why, when it was refused
 
 
@@ -252,10 +252,11 @@ def _send(
     except DependencyError:
         raise
     except (OrderError, InputError, RunFailed) as error:
+        status, detail = "denied" if isinstance(error, OrderDenied) else "failed", one_line(error)
         get_logger().warning(
-            "order_failed", symbol=leg.order.symbol, client_order_id=leg.client_order_id, detail=one_line(error)
+            f"order_{status}", symbol=leg.order.symbol, client_order_id=leg.client_order_id, detail=detail
         )
-        return Sent(leg, "failed", one_line(error))
+        return Sent(leg, status, detail)
     return Sent(leg, str(answer["status"]), str(answer.get("reason") or ""))
 
 

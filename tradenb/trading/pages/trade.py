@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'ORDER', 'REASON', 'GONE', 'with_costs', 'TradePage', 'page_of', 'opening', 'sentences', 'figures',
            'fills_charts', 'life_frame', 'life_chart', 'by_reason', 'skip_reason', 'skipped_table', 'purposes_table',
-           'flips_note', 'orders_table']
+           'unsent_table', 'flips_note', 'orders_table']
 
 # %% ../../../nbs/trading/pages/06_trade.ipynb #46dd594c
 import re
@@ -75,6 +75,11 @@ class TradePage:
         return self.traded.mappings.filter(pl.col("client_order_id").is_not_null())
 
     @property
+    def unsent(self) -> pl.DataFrame:
+        "Orders of the plan that the gateway's controls denied, or that it refused."
+        return self.planned.filter(pl.col("status").is_in(["denied", "failed"]))
+
+    @property
     def notional(self) -> float:
         "What changed hands, in USD."
         return _total(self.orders, "notional")
@@ -113,9 +118,10 @@ def sentences(page: TradePage) -> list[str]:
     orders = counted(planned, "order")
     first = f"All {orders} were filled." if filled == planned else f"{filled} of {orders} filled."
     first = first if planned else "Nothing had to be traded."
-    if not page.orders.height:
+    if not page.orders.height and not page.unsent.height:
         return [first]
-    others = [f"{counted(n, 'order')} ended as: {status_name(s).lower()}" for s, n in page.counts.items() if s != "filled"]  # fmt: skip
+    ends = {**page.counts, **dict(page.unsent.group_by("status").len().iter_rows())}
+    others = [f"{counted(n, 'order')} ended as: {status_name(s).lower()}" for s, n in ends.items() if s != "filled"]
     return [first, *map(sentence, others), f"{text_of(page.notional, 'dollars')} changed hands{_cost(page)}."]
 
 
@@ -133,7 +139,7 @@ def figures(page: TradePage) -> Block:
     return tiles(
         {
             "Planned": (f"{planned}", f"of {page.traded.mappings['symbol'].n_unique():,} names looked at"),
-            "Sent": (f"{sent}", f"{planned - sent} refused by the gateway"),
+            "Sent": (f"{sent}", f"{planned - sent} denied or refused by the gateway"),
             "Filled": (f"{filled}", f"{sent - filled} not, or in part"),
             "Traded": (text_of(page.notional, "dollars"), f"bought {text_of(bought, 'dollars')}"),
             "Turnover": (text_of(page.notional / page.capital, "percent"), f"of {text_of(page.capital, 'dollars')} capital"),
@@ -254,6 +260,17 @@ def purposes_table(page: TradePage) -> Block:
     "What the orders are for."
     purpose = pl.col("reason").str.replace(r",? rank \d+.*$", "").str.replace(r":.*$", "").alias("purpose")
     return table(by_reason(page.planned.with_columns(purpose), "purpose", "orders"), caption="What the orders are for")
+
+
+def unsent_table(page: TradePage) -> Block:
+    "Orders that never left, each with the control that denied it and its numbers."
+    if not page.unsent.height:
+        return note("The gateway's controls let every order pass.")
+    said = pl.col("reason").str.replace(r"^.*?; (denied|failed): ", "")
+    rows = page.unsent.select("symbol", pl.col("side").str.to_titlecase(), "qty", said)
+    return table(
+        rows, caption="Orders that never left", highlight=lambda _: "bad", max_rows=40, labels={"qty": "Shares"}
+    )
 
 
 def flips_note(page: TradePage) -> Block:
