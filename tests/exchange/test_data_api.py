@@ -3,8 +3,11 @@
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 
+import httpx
+import numpy as np
 import polars as pl
 import pytest
 from alpaca.common.exceptions import APIError
@@ -12,14 +15,23 @@ from alpaca.data.enums import Adjustment, CorporateActionsType, DataFeed
 from alpaca.data.historical import StockHistoricalDataClient
 from alpaca.data.historical.corporate_actions import CorporateActionsClient
 from alpaca.data.models.corporate_actions import CashDividend, CashMerger, NameChange, SpinOff, WorthlessRemoval
-from alpaca.data.requests import CorporateActionsRequest, StockBarsRequest
-from alpaca.data.timeframe import TimeFrame
+from alpaca.data.requests import (
+    CorporateActionsRequest,
+    StockBarsRequest,
+    StockQuotesRequest,
+    StockSnapshotRequest,
+    StockTradesRequest,
+)
+from alpaca.data.timeframe import TimeFrame, TimeFrameUnit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tradenb.core.clock import new_york
+from tradenb.core.calendar import sessions
+from tradenb.core.clock import NEW_YORK, new_york
+from tradenb.exchange.data_api import adjusted
 from tradenb.exchange.feed import OPTIONAL, SCHEMA, Feed, announced, read_table, spans, write_rows
 from tradenb.exchange.wire import actions_json, rates
+from tradenb.market.actions import adjust
 
 FRIDAY, MONDAY, TUESDAY, WEDNESDAY = date(2024, 3, 1), date(2024, 3, 4), date(2024, 3, 5), date(2024, 3, 6)
 EARLY = date(2024, 2, 12)
@@ -207,9 +219,141 @@ def test_every_parameter_that_the_stock_client_sends_is_taken(serve):
     assert [(s, b.close) for s in bars for b in bars[s]] == [("ACME", c) for c in (105, 104, 101, 100)] + [
         ("BETA", 21.5)
     ]
-    with pytest.raises(APIError) as refused:
-        client.get_stock_bars(request.model_copy(update={"adjustment": Adjustment.ALL}))
-    assert refused.value.status_code == 422
+    for wrong, status in ((TimeFrame.Minute, 422), (TimeFrame.Hour, 422)):
+        with pytest.raises(APIError) as refused:
+            client.get_stock_bars(request.model_copy(update={"timeframe": wrong}))
+        assert refused.value.status_code == status
+    get = exchange_http(client)
+    for wrong in ("5Day", "2Week", "5Month", "1Decade", "Day", ""):
+        assert get("bars", symbols="ACME", timeframe=wrong).status_code == 422
+
+
+def exchange_http(client: StockHistoricalDataClient):
+    "The same server without the stock client's own checks."
+    headers = {"APCA-API-KEY-ID": "PKTEST", "APCA-API-SECRET-KEY": "secret-of-the-test"}
+    return lambda path, **query: httpx.get(f"{client._base_url}/v2/stocks/{path}", params=query, headers=headers)
+
+
+def walk(symbol: str, days: list[date], steps: list[float]) -> list[tuple]:
+    "Bars whose close moves by the steps given."
+    closes = [100.0 * prod(steps[: n + 1]) for n in range(len(days))]
+    return [
+        (symbol, d, c * 0.99, c * 1.02, c * 0.98, c, 10_000 + n)
+        for n, (d, c) in enumerate(zip(days, closes, strict=True))
+    ]
+
+
+DAYS = sessions(date(2024, 2, 1), date(2024, 3, 1))
+events_of = st.lists(
+    st.tuples(
+        st.sampled_from(DAYS[1:]),
+        st.sampled_from(["split", "dividend", "special_dividend", "stock_dividend"]),
+        st.sampled_from([0.1, 0.5, 1.05, 1.5, 2.0, 7.0]),
+        st.sampled_from([0.01, 0.4, 3.0]),
+    ),
+    max_size=5,
+    unique_by=lambda event: event[0],
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(events_of, st.lists(st.floats(0.9, 1.1), min_size=len(DAYS), max_size=len(DAYS)))
+def test_adjusted_bars_equal_the_platform_s_own_adjustment(events, steps):
+    rows = [
+        (
+            "ACME",
+            day,
+            kind,
+            ratio if kind in ("split", "stock_dividend") else 1.0,
+            0.0 if kind in ("split", "stock_dividend") else cash,
+        )
+        for day, kind, ratio, cash in events
+    ]
+    bars = pl.DataFrame(walk("ACME", DAYS, steps), schema=SCHEMA["bars"], orient="row")
+    actions = pl.DataFrame(rows, schema=SCHEMA["actions"], orient="row")
+    for name, kind in (("split", "split"), ("all", "total_return")):
+        ours = adjusted(bars.with_columns(traded_as="symbol"), actions, name)
+        full = actions.with_columns(
+            declared_at=pl.lit(None, pl.Date), target=pl.lit(None, pl.String), source=pl.lit("test")
+        )
+        theirs = adjust(bars, full, kind, "prev_close")
+        for field in ("open", "close", "volume"):
+            a, b = ours.sort("date")[field].to_numpy(), theirs.sort("date")[f"adj_{field}"].to_numpy()
+            assert np.allclose(a, b, rtol=1e-4, atol=0.51 if field == "volume" else 2e-6)
+
+
+def test_a_split_to_come_adjusts_nothing_yet(serve):
+    exchange = serve(actions=[("ACME", TUESDAY, "split", 2.0, 0.0, EARLY)], at=new_york(MONDAY, 18))
+    get = exchange_http(bars_client(exchange))
+    closes = lambda: [
+        b["c"] for b in get("bars", symbols="ACME", start="2024-03-01", adjustment="split").json()["bars"]["ACME"]
+    ]
+    assert closes() == [100.0, 101.0]
+    exchange.step(new_york(TUESDAY, 4))
+    assert closes() == [50.0, 50.5]
+
+
+def test_weeks_and_months_are_made_of_days(serve):
+    days = sessions(date(2024, 1, 2), date(2024, 3, 6))
+    client = bars_client(serve(bars=walk("ACME", days, [1.01] * len(days)), at=new_york(WEDNESDAY, 18)))
+    ask = lambda frame: client.get_stock_bars(StockBarsRequest(symbol_or_symbols="ACME", timeframe=frame, **SPAN)).data[
+        "ACME"
+    ]
+    daily, weekly, monthly = ask(TimeFrame.Day), ask(TimeFrame.Week), ask(TimeFrame.Month)
+    assert [b.timestamp.astimezone(NEW_YORK).date() for b in monthly] == [
+        date(2024, 1, 1),
+        date(2024, 2, 1),
+        date(2024, 3, 1),
+    ]
+    assert {b.timestamp.astimezone(NEW_YORK).weekday() for b in weekly} == {0}
+    for longer in (weekly, monthly):
+        assert sum(b.volume for b in longer) == sum(b.volume for b in daily)
+        assert (longer[0].open, longer[-1].close) == (daily[0].open, daily[-1].close)
+        assert max(b.high for b in longer) == max(b.high for b in daily)
+    (quarter,) = ask(TimeFrame(3, TimeFrameUnit.Month))
+    assert (quarter.low, quarter.close) == (min(b.low for b in daily), daily[-1].close)
+
+
+def test_trades_and_quotes_are_the_auctions_and_none_that_is_to_come(serve):
+    exchange = serve(at=new_york(TUESDAY, 12))
+    client = bars_client(exchange)
+    span = {"symbol_or_symbols": ["ACME", "BETA"], "start": datetime(2024, 3, 4, tzinfo=UTC)}
+    tape = client.get_stock_trades(StockTradesRequest(**span)).data
+    assert [(t.timestamp, t.price) for t in tape["ACME"]] == [
+        (new_york(MONDAY, 9, 30), 100), (new_york(MONDAY, 16), 101), (new_york(TUESDAY, 9, 30), 101),
+    ]  # fmt: skip
+    quotes = client.get_stock_quotes(StockQuotesRequest(**span)).data
+    assert [q.bid_price < t.price < q.ask_price for t, q in zip(tape["BETA"], quotes["BETA"], strict=True)] == [
+        True
+    ] * 3
+    late = client.get_stock_trades(StockTradesRequest(**span, sort="desc", limit=2)).data
+    assert [t.timestamp for t in late["ACME"]] == [new_york(TUESDAY, 9, 30), new_york(MONDAY, 16)]
+
+
+@pytest.mark.parametrize("sort", ["asc", "desc"])
+def test_pages_of_trades_join_to_the_whole(serve, sort):
+    get, token, found = exchange_http(bars_client(serve(at=new_york(WEDNESDAY, 18)))), "", []
+    while token is not None:
+        query = {"symbols": "ACME,BETA", "start": "2024-03-01", "limit": 2, "sort": sort, "page_token": token}
+        body = get("trades", **query).json()
+        found += [(s, t["t"]) for s, trades in body["trades"].items() for t in trades]
+        token = body["next_page_token"]
+    whole = get("trades", symbols="ACME,BETA", start="2024-03-01", sort=sort).json()["trades"]
+    assert found == [(s, t["t"]) for s in whole for t in whole[s]]
+    assert len(found) == len(set(found)) == 14
+
+
+def test_a_snapshot_has_the_last_print_and_two_days(serve):
+    client = bars_client(serve(at=new_york(TUESDAY, 12)))
+    found = client.get_stock_snapshot(StockSnapshotRequest(symbol_or_symbols=["ACME", "BETA", "NONE"]))
+    assert sorted(found) == ["ACME", "BETA"]
+    acme = found["ACME"]
+    assert (acme.latest_trade.price, acme.daily_bar.close, acme.previous_daily_bar.close, acme.minute_bar) == (
+        101,
+        101,
+        100,
+        None,
+    )
 
 
 def test_an_unknown_symbol_has_no_bars_and_an_impossible_one_is_named(serve):
