@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ON_EVENTS', 'ON_ORDERS', 'SECONDS', 'EVENTS', 'ORDERS', 'REQUESTS', 'T', 'FaultKind', 'Rule', 'Plan', 'read_plan',
            'drawn', 'Fault', 'Tally', 'decide', 'blank', 'Parcel', 'parcels', 'Done', 'Faults', 'answer_of', 'reply',
-           'reset', 'gone', 'silence', 'Gate']
+           'reset', 'gone', 'silence', 'drain', 'Gate']
 
 # %% ../../nbs/exchange/12_faults.ipynb #1e5b73cd
 import asyncio
@@ -313,6 +313,12 @@ async def silence(receive: Any, seconds: float) -> None:
     reset(receive)
 
 
+async def drain(receive: Any) -> None:
+    "Read a request to its end: a client that is reset while it still writes sees a broken pipe instead."
+    while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+        pass
+
+
 async def _swallow(_message: Any) -> None:
     pass
 
@@ -338,8 +344,8 @@ class Gate:
         if fault.kind is FaultKind.SLOW:
             await asyncio.sleep(fault.seconds)
             return await self.app(scope, receive, send)
-        if fault.kind.endswith("_after") and scope["type"] == "http":
-            await self.app(scope, receive, _swallow)
+        if scope["type"] == "http":
+            await (self.app(scope, receive, _swallow) if fault.kind.endswith("_after") else drain(receive))
         if "timeout" in fault.kind and not fault.kind.startswith("gateway"):
             await silence(receive, fault.seconds)
         elif fault.kind.startswith("reset") or scope["type"] == "websocket":
