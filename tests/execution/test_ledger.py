@@ -176,7 +176,7 @@ def test_a_fill_moves_order_and_position_together(ledger: Ledger, intent: Callab
 
 def test_a_fill_after_a_cancellation_is_booked_all_the_same(ledger: Ledger, intent: Callable[..., OrderIntent]) -> None:
     order, _ = ledger.record_intent(intent("GE", 100))
-    ledger.record(order.client_order_id, "stream", OrderStatus.CANCELED)
+    ledger.record(order.client_order_id, "stream", OrderStatus.CANCELED, broker_order_id="b-1")
     ledger.book_fill(Fill("x1", "GE", Side.BUY, Decimal(40), Decimal(27), MORNING, order.client_order_id))
     after = ledger.order(order.client_order_id)
     assert after is not None
