@@ -34,11 +34,11 @@ def listen(exchange) -> tuple[TradingStream, list]:
     async def remember(update):
         heard.append(update)
 
-    before = len(exchange.app.state.hub.queues)
+    before = exchange.app.state.hub.count
     stream = TradingStream(*KEYS, url_override=address(exchange))
     stream.subscribe_trade_updates(remember)
     threading.Thread(target=stream.run, daemon=True).start()
-    wait_until(lambda: len(exchange.app.state.hub.queues) > before)
+    wait_until(lambda: exchange.app.state.hub.count > before)
     return stream, heard
 
 
@@ -120,5 +120,5 @@ def test_odd_messages_after_the_handshake_do_no_harm(serve):
         {"streams": []},
         {"streams": ["trade_updates"]},
     ]
-    wait_until(lambda: not exchange.app.state.hub.queues)
+    wait_until(lambda: not exchange.app.state.hub.count)
     assert exchange.http.get("/v2/clock").status_code == 200

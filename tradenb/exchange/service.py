@@ -19,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import WebSocketRoute
 
 from ..core import web
 from ..core.calendar import FIRST_DAY, LAST_DAY
@@ -153,8 +154,8 @@ def create_app(
     keys = Keys(key_id, secret_key)
     model = FillModel(*(Decimal(str(x)) for x in (slippage_bps, fee_bps, volume_share)))
     venue = Venue(Feed(feed), Store(state), account_id("paper"), Decimal(cash), Decimal(multiplier), model, start)
-    hub = Hub(keys.match)
-    venue.listeners.append(hub.publish)
+    hub = Hub(lambda *pair: "paper" if keys.match(*pair) else None)
+    venue.listeners.append(lambda events: hub.publish("paper", events))
     app = web.create_app("exchange", "A local Alpaca-compatible paper exchange.", lifespan=_lifespan(venue))
     app.state.venue, app.state.hub = venue, hub
     _mount(app, venue, hub, keys)
@@ -195,7 +196,7 @@ def _mount(app: FastAPI, venue: Venue, hub: Hub, keys: Keys) -> None:
             "open_orders": len(venue.working),
         }
 
-    app.add_api_websocket_route("/stream", hub.serve)
+    app.router.routes.append(WebSocketRoute("/stream", hub))
 
 
 def from_settings(
