@@ -12,7 +12,7 @@ from tradenb.core import db
 from tradenb.core.clock import SimulatedClock
 from tradenb.core.db import connect
 from tradenb.core.errors import InputError
-from tradenb.execution.switch import Engaged, Level, Switch, admission_lock, covers, scope_of, scopes, strongest
+from tradenb.execution.switch import Engaged, Level, Switch, admission_lock, covers, scopes, strongest
 
 LEVELS = [level for level in Level if level is not Level.RELEASE]
 
