@@ -52,7 +52,7 @@ def test_the_intent_is_durable_before_the_broker_hears_of_it(ledger: Ledger, int
     seen = []
 
     class Watching(Broker):
-        def placed(self, order: Any) -> Any:
+        def placed(self, order: Any, look: Any = None) -> Any:
             seen.append(ledger.order(order.client_order_id).status)  # type: ignore[union-attr]
             raise KeyboardInterrupt
 
@@ -155,7 +155,7 @@ from tradenb.execution.gateway import Gateway
 from tradenb.execution.ledger import Ledger
 from tradenb.execution.orders import OrderIntent, OrderType, Side, TimeInForce
 database, url = sys.argv[1:3]
-gateway = Gateway(Ledger(connect(database), SimulatedClock(new_york(date(2017, 6, 1), 9))), Broker(alpaca_client(url, "K", "S", 5), url))
+gateway = Gateway(Ledger(connect(database), SimulatedClock(new_york(date(2017, 6, 1), 9))), Broker(alpaca_client(url, "K", "S", 5), url), owner="the same after a restart")
 gateway.resolve_all()
 for n in range(30):
     gateway.submit(OrderIntent("test", f"S{n:02}", Side.BUY, OrderType.MARKET, TimeInForce.CLS, date(2017, 6, 1), qty=Decimal(10)))

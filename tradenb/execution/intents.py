@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BY_NAME', 'ADD_EVENTS', 'Guard', 'ADD_ORDER', 'ADD_DENIAL', 'CLAIM', 'RELEASE', 'SAVE', 'StoredOrder', 'stored',
            'insert_once', 'Book', 'found', 'required', 'event_row', 'Admission', 'new_order', 'row_of', 'plain',
-           'denial_row', 'line_of', 'Admissions', 'StoredDenial', 'Denials', 'Leases', 'moved', 'save', 'Reports']
+           'denial_row', 'line_of', 'Admissions', 'StoredDenial', 'Denials', 'Leases', 'moved', 'save', 'Reports',
+           'concluded']
 
 # %% ../../nbs/execution/04_intents.ipynb #d04a99b8
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -378,18 +379,22 @@ _CHANGES = ("status", "broker_order_id", "filled_qty", "filled_avg_price", "reas
 _LEASE = ("lease_owner", "lease_until")
 SAVE = (
     update(db.orders)
-    .where(_O.client_order_id == bindparam("name"))
+    .where(_O.client_order_id == bindparam("name"), _O.status == bindparam("was"))
     .values({name: bindparam(f"new_{name}") for name in _CHANGES + _LEASE})
 )
 
 
-def save(connection: Connection, before: StoredOrder, after: StoredOrder, events: Sequence[dict[str, Any]]) -> None:
+def save(
+    connection: Connection, before: StoredOrder, after: StoredOrder, events: Sequence[dict[str, Any]]
+) -> bool:  # false, and nothing written, when the order is not in its former status any more
     "Write what changed of an order, and its history"
-    if events:
-        connection.execute(ADD_EVENTS, list(events))
     if after != before:
         values = {f"new_{name}": getattr(after, name) for name in _CHANGES + _LEASE}
-        connection.execute(SAVE, values | {"name": after.client_order_id})
+        if not connection.execute(SAVE, values | {"name": after.client_order_id, "was": before.status}).rowcount:
+            return False
+    if events:
+        connection.execute(ADD_EVENTS, list(events))
+    return True
 
 # %% ../../nbs/execution/04_intents.ipynb #a3ad5de2
 class Reports(Leases):
@@ -404,19 +409,27 @@ class Reports(Leases):
         broker_order_id: str | None = None,
         reason: str | None = None,
         durable: bool = True,  # false for what the broker can be asked again
+        known: StoredOrder | None = None,  # the order as the caller holds it: is not read again if it is still that
     ) -> StoredOrder:  # as it stands now
         "Take in a report about one order; `InputError` when there is no such order"
         heard = [event_of(s) if isinstance(s, OrderStatus) else s for s in seen]
 
-        def work(connection: Connection) -> StoredOrder:
-            now, before = self.clock.now(), required(connection, client_order_id)
-            after, lines = before, list[dict[str, Any]]()
+        def after(before: StoredOrder) -> tuple[StoredOrder, list[dict[str, Any]]]:
+            now, order, lines = self.clock.now(), before, list[dict[str, Any]]()
             for event in heard:
-                after, more = moved(after, event, kind, detail or {}, now)
+                order, more = moved(order, event, kind, detail or {}, now)
                 lines += more
-            after = _concluded(before, after, broker_order_id, reason, now)
-            save(connection, before, after, lines)
-            return after
+            return concluded(before, order, broker_order_id, reason, now), lines
+
+        def work(connection: Connection) -> StoredOrder:
+            if known and known.status in UNRESOLVED:
+                order, lines = after(known)
+                if save(connection, known, order, lines):
+                    return order
+            before = required(connection, client_order_id)
+            order, lines = after(before)
+            save(connection, before, order, lines)
+            return order
 
         return self.writer.write(work, durable)
 
@@ -431,7 +444,7 @@ class Reports(Leases):
         self.writer.write(work, durable=False)
 
 
-def _concluded(
+def concluded(
     before: StoredOrder, after: StoredOrder, broker_order_id: str | None, reason: str | None, now: datetime
 ) -> StoredOrder:
     "The broker's number where it is news, the reason with a new status, and no lease on what is not about to be sent"

@@ -37,7 +37,7 @@ from tradenb.execution.entries import (
 from tradenb.execution.intents import (
     Reports,
     StoredOrder,
-    _concluded,
+    concluded,
     event_row,
     found,
     insert_once,
@@ -197,7 +197,7 @@ def filled_by(
         if after.status is before.status:
             lines.append(event_row(order, at, "fill", after.status, after.status, detail))
         lines += more
-        after = _concluded(before, after, fill.broker_order_id, None, at)
+        after = concluded(before, after, fill.broker_order_id, None, at)
     return after, lines
 
 
