@@ -97,3 +97,18 @@ def test_a_dead_server_is_one_line_without_the_password() -> None:
         db.migrate(db.connect("postgresql://me:hunter2@127.0.0.1:1/x"))
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_connection_that_the_server_has_ended_meanwhile_is_replaced(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "PING_AFTER_S", 0.0)
+    engine, other = db.connect(postgres_url), db.connect(postgres_url)
+    with engine.connect() as connection:
+        mine = connection.exec_driver_sql("select pg_backend_pid()").scalar_one()
+    with other.begin() as connection:
+        connection.exec_driver_sql(f"select pg_terminate_backend({mine})")
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("select pg_backend_pid()").scalar_one() != mine
+    engine.dispose()
+    other.dispose()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCALE', 'metadata', 'BigKey', 'orders', 'order_events', 'fills', 'cash_events', 'fill_voids', 'denials',
            'kill_switch', 'webhook_receipts', 'risk_days', 'positions', 'position_snapshots', 'account_snapshots',
-           'runs', 'run_stages', 'run_signals', 'model_activations', 'Fixed', 'UtcDateTime', 'connect', 'default_url',
-           'migrate']
+           'runs', 'run_stages', 'run_signals', 'model_activations', 'PING_AFTER_S', 'Fixed', 'UtcDateTime', 'connect',
+           'default_url', 'migrate']
 
 # %% ../../nbs/core/06_db.ipynb #176ec94d
 from datetime import UTC, datetime
@@ -34,9 +34,10 @@ from sqlalchemy import (
     event,
     make_url,
 )
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DisconnectionError, OperationalError
 from sqlalchemy.types import TypeDecorator
 
+from .clock import Stopwatch
 from .errors import ConfigError, DependencyError, one_line
 
 # %% ../../nbs/core/06_db.ipynb #240e3843
@@ -346,12 +347,35 @@ def connect(
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername == "postgresql+psycopg":
-        return create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20)
+        return _ping_idle(create_engine(parsed, pool_size=10, max_overflow=20))
     if parsed.drivername != "sqlite":
         raise ConfigError(f"core.database_url names {parsed.drivername}: expected sqlite or postgresql")
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     return _tune_sqlite(create_engine(parsed, connect_args={"timeout": timeout_s, "check_same_thread": False}))
+
+
+PING_AFTER_S = 1.0
+
+
+def _ping_idle(engine: Engine) -> Engine:
+    "Ask a connection that nobody has used for a while whether it lives, and open another when not."
+
+    @event.listens_for(engine, "checkin")
+    def _on_checkin(_connection: Any, record: Any) -> None:
+        record.info["idle"] = Stopwatch()
+
+    @event.listens_for(engine, "checkout")
+    def _on_checkout(connection: Any, record: Any, _proxy: Any) -> None:
+        idle = record.info.get("idle")
+        if idle is None or idle.seconds < PING_AFTER_S:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise DisconnectionError(one_line(error)) from error
+
+    return engine
 
 
 def _tune_sqlite(engine: Engine) -> Engine:

@@ -214,7 +214,13 @@ def uvicorn_server(app: Any) -> uvicorn.Server:
     "uvicorn with our logging and without its own."
     return uvicorn.Server(
         uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="on", ws="websockets-sansio", timeout_graceful_shutdown=5
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            ws="websockets-sansio",
+            ws_per_message_deflate=False,
+            timeout_graceful_shutdown=5,
         )
     )
 
