@@ -100,7 +100,7 @@ def test_a_dead_server_is_one_line_without_the_password() -> None:
 
 
 def test_a_connection_that_the_server_has_ended_meanwhile_is_replaced(
-    postgres: str, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db, "PING_AFTER_S", 0.0)
     engine, other = db.connect(postgres_url), db.connect(postgres_url)
