@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'MOVES_SHARES', 'Outcome', 'LONGEST_WAIT_S', 'JUDGED', 'T', 'PAGE', 'ORDERS_PAGE', 'Look', 'BrokerOrder',
            'BrokerPosition', 'BrokerAccount', 'decimal', 'broker_order', 'broker_position', 'instant', 'kind_of',
            'entry_of', 'Confirmed', 'Rejected', 'Unresolved', 'Denied', 'Refused', 'Unclear', 'brief', 'judgement',
-           'TimeoutAdapter', 'alpaca_client', 'wire', 'differs', 'Calls', 'Withheld', 'Submitting', 'Broker']
+           'TimeoutAdapter', 'alpaca_client', 'wire', 'Calls', 'Withheld', 'Submitting', 'Broker']
 
 # %% ../../nbs/execution/05_broker.ipynb #2ee7aa8a
 import json
@@ -25,6 +25,7 @@ from tenacity import RetryCallState, Retrying, stop_after_attempt
 from ..core.clock import new_york, sleep
 from ..core.errors import BrokerUnavailable
 from ..core.logs import get_logger
+from .controls import Denial
 from .entries import CashEvent, Entry, Fill
 from .intents import StoredOrder
 from .orders import Side, canonical
@@ -175,12 +176,12 @@ class Unresolved:
 class Denied:
     "Kept here: the last look before the call did not let it leave"
 
-    denial: Any  # code, detail, numbers
+    denial: Denial
 
     @property
     def reason(self) -> str:
         "One line for the ledger"
-        return str(self.denial.detail)
+        return self.denial.line
 
 
 Outcome = Confirmed | Rejected | Unresolved | Denied
@@ -276,19 +277,6 @@ def wire(order: StoredOrder) -> dict[str, str]:
     numbers = {name: canonical(value) for name, value in amounts.items() if value is not None}
     return {name: str(word) for name, word in body.items()} | numbers | {"client_order_id": order.client_order_id}
 
-# %% ../../nbs/execution/05_broker.ipynb #441754af
-_WORDS = ("client_order_id", "symbol", "side", "type", "time_in_force")
-_NUMBERS = ("qty", "notional", "limit_price", "stop_price")
-
-
-def differs(order: StoredOrder, body: Mapping[str, str]) -> list[str]:
-    "Where the body of a POST says something else than the stored order; empty when it says the same"
-    told = {name: body.get(name) for name in (*_WORDS, *_NUMBERS)}
-    meant: dict[str, str | None] = {name: str(getattr(order, name)) for name in _WORDS}
-    meant |= {name: None if (v := getattr(order, name)) is None else canonical(v) for name in _NUMBERS}
-    lines = [f"{name}={told[name]}, stored {meant[name]}" for name in told if told[name] != meant[name]]
-    return lines + [f"{name}={body[name]}, nothing stored" for name in body if name not in told]
-
 # %% ../../nbs/execution/05_broker.ipynb #55134255
 T = TypeVar("T")
 PAGE = 100
@@ -350,8 +338,8 @@ def _is_passing(state: RetryCallState) -> bool:
 class Withheld(Exception):
     "Raised by the last look, to keep an order here"
 
-    def __init__(self, denial: Any):
-        super().__init__(denial.detail)
+    def __init__(self, denial: Denial):
+        super().__init__(denial.line)
         self.denial = denial
 
 
