@@ -16,13 +16,16 @@ from tradenb.execution.controls import (
     CONTROLS,
     LAST_HOP,
     LOSSES,
+    WIRE,
     Allowed,
     Case,
     Denial,
     Limits,
     Parent,
     RiskState,
+    as_wired,
     check,
+    differs,
     halting,
 )
 from tradenb.execution.orders import OrderIntent, OrderType, Side, TimeInForce
@@ -256,3 +259,21 @@ def test_a_loss_halts_without_an_order_exactly_when_it_denies_one_that_opens(sta
     denial = halting(state, limits)
     judged = code(BUY, replace(state, reduce_only="", held=D(0)), limits)
     assert (denial.code if denial else "") == (judged if judged in LOSSES else "")
+
+
+WIRED = {name: as_wired(getattr(BUY, name)) for name in WIRE if getattr(BUY, name) is not None}
+
+
+@given(name=st.sampled_from(sorted(WIRE)), value=st.text(min_size=1, max_size=8))
+def test_whatever_word_of_an_order_changes_it_stays_here(name: str, value: str) -> None:
+    denial = differs(BUY, WIRED | {name: value})
+    if WIRED.get(name) == value:
+        assert denial is None
+    else:
+        assert denial and denial.code == LAST_HOP and set(denial.numbers) == {name}
+
+
+def test_a_word_that_is_missing_or_added_is_a_difference_too() -> None:
+    assert differs(BUY, WIRED) is None
+    assert differs(BUY, {name: word for name, word in WIRED.items() if name != "qty"})
+    assert differs(BUY, WIRED | {"extended_hours": "true"})
