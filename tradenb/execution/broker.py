@@ -43,6 +43,7 @@ class BrokerOrder:
     qty: Decimal | None
     filled_qty: Decimal
     filled_avg_price: Decimal | None
+    filled_at: datetime | None = None  # its newest execution, as near as the broker says it
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +77,13 @@ def broker_order(answer: Mapping[str, Any]) -> BrokerOrder:
     "An order from the wire"
     words = {name: str(answer[name]) for name in ("id", "client_order_id", "symbol", "side", "status")}
     filled = decimal(answer.get("filled_qty")) or Decimal(0)
+    newest = (answer.get("filled_at") or answer.get("updated_at")) if filled else None
     return BrokerOrder(
         **words,
         qty=decimal(answer.get("qty")),
         filled_qty=filled,
         filled_avg_price=decimal(answer.get("filled_avg_price")),
+        filled_at=instant(str(newest)) if newest else None,
     )
 
 
