@@ -15,12 +15,11 @@ from fastapi import FastAPI
 
 from tradenb.core.clock import new_york
 from tradenb.core.web import serving
-from tradenb.exchange.accounts import account_id
 from tradenb.exchange.feed import Feed, write_rows
 from tradenb.exchange.matching import FillModel
 from tradenb.exchange.service import create_app
 from tradenb.exchange.store import Store
-from tradenb.exchange.venue import Venue
+from tradenb.exchange.venue import Book, Venue, open_account
 
 KEYS = ("PKTEST", "secret-of-the-test")
 FRIDAY, MONDAY, TUESDAY, WEDNESDAY = date(2024, 3, 1), date(2024, 3, 4), date(2024, 3, 5), date(2024, 3, 6)
@@ -45,8 +44,8 @@ def feed(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def open_venue(tmp_path: Path) -> Callable[..., Venue]:
-    "Make or reopen a venue on a folder of this test."
+def open_book(tmp_path: Path) -> Callable[..., Book]:
+    "Make or reopen an account on an exchange in a folder of this test."
 
     def make(
         bars: list[tuple] | None = BARS,
@@ -55,21 +54,16 @@ def open_venue(tmp_path: Path) -> Callable[..., Venue]:
         cash: int = 100_000,
         multiplier: int = 4,
         last_dates: dict[str, date] | None = None,
-        state: str = "exchange.db",
+        hard_to_borrow: tuple[str, ...] = (),
+        state: str | None = "exchange.db",
+        name: str = "test",
         **model: Any,
-    ) -> Venue:
+    ) -> Book:
         if bars is not None:
-            write_rows(tmp_path / "feed", bars, actions, last_dates)
+            write_rows(tmp_path / "feed", bars, actions, last_dates, hard_to_borrow)
         terms = FillModel(**{name: Decimal(str(value)) for name, value in model.items()})
-        return Venue(
-            Feed(tmp_path / "feed"),
-            Store(tmp_path / state),
-            account_id("test"),
-            Decimal(cash),
-            Decimal(multiplier),
-            terms,
-            start,
-        )
+        venue = Venue(Feed(tmp_path / "feed"), Store(state and tmp_path / state), terms, start)
+        return venue.books.get(name) or open_account(venue, name, Decimal(cash), Decimal(multiplier))
 
     return make
 

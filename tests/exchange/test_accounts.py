@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 
 from tradenb.exchange.accounts import (
     Account,
-    Action,
     Activity,
     Kind,
     Position,
     account_id,
-    action_activities,
     deposit,
     fold,
 )
+from tradenb.exchange.corporate import Action, action_activities
 
 ME = account_id("test")
 AT = datetime(2024, 3, 4, 9, 0, tzinfo=UTC)

@@ -1,7 +1,6 @@
 "Bars and corporate actions through stock alpaca-py, page by page, known no earlier than announced."
 
 from datetime import UTC, date, datetime
-from decimal import Decimal
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -162,17 +161,6 @@ def test_a_feed_written_before_targets_existed_opens(tmp_path: Path):
 def test_a_spin_off_does_not_multiply_the_parent_s_shares(tmp_path: Path):
     feed = Feed(write_rows(tmp_path, [], [("ACME", TUESDAY, "spin_off", 0.25, 0.0, EARLY, "ACMX")]))
     assert feed.actions[0].ratio == 1
-
-
-def test_a_merger_for_shares_pays_what_they_were_worth_the_day_before(tmp_path: Path):
-    bars = [("ACME", day, 9.0, 9.0, 9.0, close, 9) for day, close in ((FRIDAY, 8.0), (MONDAY, 10.0), (TUESDAY, 99.0))]
-    events = [
-        ("GONE", TUESDAY, "delisting", 0.5, 0.0, EARLY, "ACME"),
-        ("HALF", TUESDAY, "delisting", 1.5, 4.25, EARLY, "ACME"),
-    ]
-    events += [("ODDS", TUESDAY, "delisting", 2.0, 1.0, EARLY, "ELSE"), ("PAID", TUESDAY, "delisting", 1.0, 7.0, EARLY)]
-    feed = Feed(write_rows(tmp_path, bars, events))
-    assert {a.symbol: a.cash for a in feed.actions} == {"GONE": 5, "HALF": Decimal("19.25"), "ODDS": 1, "PAID": 7}
 
 
 def renamed(serve):

@@ -122,7 +122,7 @@ def test_a_step_that_is_killed_halfway_is_finished_after_the_restart(start, feed
     assert Store(tmp_path / "exchange.db").load().now == new_york(TUESDAY, 18)
 
 
-def test_an_app_opens_the_state_that_another_left(open_venue, tmp_path):
-    open_venue(start=new_york(TUESDAY, 9))
+def test_an_app_opens_the_state_that_another_left(open_book, tmp_path):
+    open_book(start=new_york(TUESDAY, 9))
     app = create_app(tmp_path / "feed", tmp_path / "exchange.db", key_id="a", secret_key="b", start=new_york(MONDAY, 9))
     assert app.state.venue.now == new_york(TUESDAY, 9)

@@ -134,8 +134,8 @@ def test_fill_or_kill_is_all_or_nothing(order, bar, model):
 
 
 @given(orders())
-def test_what_is_immediate_is_canceled_and_the_rest_expires(order):
-    immediate = order.time_in_force in (TimeInForce.IOC, TimeInForce.FOK)
+def test_what_is_immediate_or_grew_too_old_is_canceled_and_the_rest_expires(order):
+    immediate = order.time_in_force in (TimeInForce.IOC, TimeInForce.FOK, TimeInForce.GTC)
     assert lapsed(order, CLOSE).status is (OrderStatus.CANCELED if immediate else OrderStatus.EXPIRED)
 
 

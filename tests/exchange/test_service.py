@@ -78,7 +78,7 @@ def test_orders_are_listed_by_status_symbol_and_time(serve):
 
 
 def test_orders_are_replaced_and_canceled(serve):
-    exchange = serve()
+    exchange = serve(at=new_york(MONDAY, 12))
     first, second = (exchange.trading.submit_order(limit(price)) for price in (50, 51))
     newer = exchange.trading.replace_order_by_id(first.id, ReplaceOrderRequest(qty=5, limit_price=52))
     assert (newer.replaces, newer.qty, newer.limit_price) == (first.id, "5", "52")
@@ -341,8 +341,8 @@ def test_the_settings_describe_the_exchange(tmp_path, serve):
         {"core.root": str(tmp_path / "root"), "exchange.cash": "5000", "exchange.multiplier": "2"},
         env={"TRADENB_EXECUTION__BROKER_KEY_ID": "k", "TRADENB_EXECUTION__BROKER_SECRET": "s"},
     )
-    venue = from_settings(given).state.venue
-    assert (venue.account.cash, venue.multiplier, venue.now) == (5000, 2, new_york(WEDNESDAY, 9))
+    book = from_settings(given).state.venue.books["paper"]
+    assert (book.account.cash, book.multiplier, book.venue.now) == (5000, 2, new_york(WEDNESDAY, 9))
     assert (tmp_path / "root" / "state" / "exchange.db").exists()
 
 

@@ -83,7 +83,7 @@ def test_messages_doubled_and_shuffled_end_in_the_same_books(gateway: Gateway, m
     from tradenb.exchange.wire import event_json
 
     market.server.app.state.venue.listeners.append(
-        lambda events: messages.extend(event_json(e)["data"] for e in events)
+        lambda book, events: messages.extend(event_json(e)["data"] for e in events)
     )
     catch_up(gateway)
     for n in range(6):

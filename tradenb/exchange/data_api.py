@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 import polars as pl
 from fastapi import APIRouter, Query
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from ..core.calendar import session
@@ -39,7 +39,17 @@ from tradenb.exchange.feed import (
 )
 from .rules import Reject, invalid, unprocessable
 from .venue import Venue
-from .wire import Json, actions_json, aware, bar_json, day_of, quote_json, split_list, trade_json
+from tradenb.exchange.wire import (
+    Json,
+    actions_json,
+    answer,
+    aware,
+    bar_json,
+    day_of,
+    quote_json,
+    split_list,
+    trade_json,
+)
 
 # %% ../../nbs/exchange/10_data_api.ipynb #67fb3805
 def token_of(first: str, second: str) -> str:
@@ -371,35 +381,35 @@ def data_router(venue: Venue) -> APIRouter:
 
     @router.get("/bars", responses=page)
     def bars(query: Annotated[BarQuery, Query()]) -> Response:
-        return JSONResponse(bars_page(venue, query))
+        return answer(bars_page(venue, query))
 
     @router.get("/trades", responses=page)
     def trades(query: Annotated[PrintQuery, Query()]) -> Response:
-        return JSONResponse(prints_page(venue, query, "trades", trade_json))
+        return answer(prints_page(venue, query, "trades", trade_json))
 
     @router.get("/quotes", responses=page)
     def quotes(query: Annotated[PrintQuery, Query()]) -> Response:
         shape = lambda price, at: quote_json(price, at, venue.model.slippage_bps)
-        return JSONResponse(prints_page(venue, query, "quotes", shape))
+        return answer(prints_page(venue, query, "quotes", shape))
 
     @router.get("/bars/latest", responses=latest)
     def latest_bars(symbols: str) -> Response:
         found = last_bars(venue, known_symbols(venue, symbols))
-        return JSONResponse({"bars": {symbol: rows[0] for symbol, rows in found.items()}})
+        return answer({"bars": {symbol: rows[0] for symbol, rows in found.items()}})
 
     @router.get("/trades/latest", responses=latest)
     def latest_trades(symbols: str) -> Response:
         prints = last_prints(venue.feed, venue.now, known_symbols(venue, symbols))
-        return JSONResponse({"trades": {s: trade_json(p.price, p.at) for s, p in sorted(prints.items())}})
+        return answer({"trades": {s: trade_json(p.price, p.at) for s, p in sorted(prints.items())}})
 
     @router.get("/quotes/latest", responses=latest)
     def latest_quotes(symbols: str) -> Response:
         prints, spread = last_prints(venue.feed, venue.now, known_symbols(venue, symbols)), venue.model.slippage_bps
-        return JSONResponse({"quotes": {s: quote_json(p.price, p.at, spread) for s, p in sorted(prints.items())}})
+        return answer({"quotes": {s: quote_json(p.price, p.at, spread) for s, p in sorted(prints.items())}})
 
     @router.get("/snapshots", responses=dict(told(dict[str, dict[str, Any]])))
     def all_snapshots(symbols: str) -> Response:
-        return JSONResponse(snapshots(venue, known_symbols(venue, symbols)))
+        return answer(snapshots(venue, known_symbols(venue, symbols)))
 
     return router
 
@@ -410,6 +420,6 @@ def actions_router(venue: Venue) -> APIRouter:
 
     @router.get("/corporate-actions", responses=dict(told(ActionsPage)))
     def corporate_actions(query: Annotated[ActionQuery, Query()]) -> Response:
-        return JSONResponse(actions_page(venue, query))
+        return answer(actions_page(venue, query))
 
     return router

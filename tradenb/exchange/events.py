@@ -27,6 +27,7 @@ class EventKind(StrEnum):
     EXPIRED = "expired"
     REPLACED = "replaced"
     REJECTED = "rejected"
+    RESTATED = "restated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,12 @@ class Event:
     position_qty: Decimal | None = None
 
 
-def state_event(order: Order) -> Event:
-    "The event of an order that has entered its present status without a trade."
-    kind = EventKind(order.status.value)
+def state_event(
+    order: Order,
+    kind: EventKind | None = None,  # default: the one of its status
+) -> Event:
+    "The event of an order that has entered its present status, or got new terms, without a trade."
+    kind = kind or EventKind(order.status.value)
     return Event(kind, order, order.updated_at, str(uuid5(UUID(order.id), f"{kind}/{order.updated_at.isoformat()}")))
 
 # %% ../../nbs/exchange/06_events.ipynb #8b9fd96e
@@ -59,10 +63,19 @@ class Change:
         self.events: list[Event] = []
         self.close: tuple[date, Decimal] | None = None
 
+    def latest(self, order: Order) -> Order:
+        "An order as it will be."
+        return self.orders.get(order.id, order)
+
     def order(self, order: Order) -> None:
         "An order with a new status."
         self.orders[order.id] = order
         self.events.append(state_event(order))
+
+    def restate(self, order: Order) -> None:
+        "An order with new terms that its client did not ask for."
+        self.orders[order.id] = order
+        self.events.append(state_event(order, EventKind.RESTATED))
 
     def book(self, activities: list[Activity]) -> None:
         "Lines of history."

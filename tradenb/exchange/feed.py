@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'OPTIONAL', 'PRICE_PLACES', 'SHARE_KINDS', 'DAY', 'read_table', 'write_rows', 'money', 'Asset', 'book_time',
-           'session_day', 'is_open', 'Known', 'known', 'Feed', 'paid_in_shares', 'restated', 'last_prices', 'Print',
-           'last_prints', 'visible_bars', 'listed', 'announced_at', 'announced', 'Span', 'spans', 'renamings']
+           'session_day', 'is_open', 'Known', 'known', 'Feed', 'last_prices', 'Print', 'last_prints', 'visible_bars',
+           'listed', 'announced_at', 'announced', 'Span', 'spans', 'renamings']
 
 # %% ../../nbs/exchange/03_feed.ipynb #d18312b9
 from bisect import bisect_right
@@ -22,7 +22,7 @@ import polars as pl
 from ..core.calendar import is_session, previous_session, session
 from ..core.clock import NEW_YORK, new_york
 from ..core.errors import SourceError
-from .accounts import Action
+from .corporate import Action, restated
 from .matching import Bar
 
 # %% ../../nbs/exchange/03_feed.ipynb #face85f6
@@ -45,7 +45,10 @@ SCHEMA: dict[str, dict[str, Any]] = {
         "last_date": pl.Date,
     },
 }
-OPTIONAL: dict[str, dict[str, Any]] = {"actions": {"declared_at": pl.Date, "target": pl.String}}
+OPTIONAL: dict[str, dict[str, Any]] = {
+    "actions": {"declared_at": pl.Date, "target": pl.String},
+    "assets": {"shortable": pl.Boolean},
+}
 
 # %% ../../nbs/exchange/03_feed.ipynb #e09cb867
 def read_table(
@@ -70,12 +73,14 @@ def write_rows(
     bars: Sequence[tuple],  # (symbol, date, open, high, low, close, volume)
     actions: Sequence[tuple] = (),  # (symbol, ex_date, kind, ratio, cash) and, where known, declared_at, target
     last_dates: Mapping[str, date] | None = None,  # symbols that stop trading, with their last session
+    hard_to_borrow: Iterable[str] = (),  # symbols that nobody can sell short
 ) -> Path:  # the folder
     "A feed by hand, in the order of the columns; a symbol is listed from its first bar."
     folder.mkdir(parents=True, exist_ok=True)
     first = {symbol: day for symbol, day, *_ in sorted(bars, key=lambda row: row[:2], reverse=True)}
     ends = last_dates or {}
-    assets = [(s, f"{s.title()} Corp", "Industrials", day, ends.get(s)) for s, day in sorted(first.items())]
+    hard = set(hard_to_borrow)
+    assets = [(s, f"{s.title()} Corp", "Industrials", d, ends.get(s), s not in hard) for s, d in sorted(first.items())]
     for name, rows in (("bars", bars), ("actions", actions), ("assets", assets)):
         schema = SCHEMA[name] | OPTIONAL.get(name, {})
         full = [(*row, *[None] * (len(schema) - len(row))) for row in rows]
@@ -100,6 +105,7 @@ class Asset:
     sector: str
     first_date: date
     last_date: date | None
+    shortable: bool = True
 
 # %% ../../nbs/exchange/03_feed.ipynb #da0b38f0
 def book_time(
@@ -144,9 +150,9 @@ class Feed:
         self.bars = read_table(self.folder, "bars").sort("symbol", "date")
         self.assets = {a.symbol: a for a in map(_asset, read_table(self.folder, "assets").iter_rows(named=True))}
         self.announcements = read_table(self.folder, "actions").sort("ex_date", "symbol", "kind")
-        actions = [_action(row, paid_in_shares(self.bars, row)) for row in self.announcements.iter_rows(named=True)]
-        self.actions = sorted(actions, key=lambda a: (a.ex_date, a.symbol, a.ends, a.kind not in SHARE_KINDS))
-        self.session = lru_cache(8)(self._session)
+        self.actions = sorted(map(self._action, _rows_of(self.announcements)), key=_rank)
+        self.turns = _turns(self.actions)
+        self.session, self.closes_until = lru_cache(8)(self._session), lru_cache(8)(self._closes_until)
 
     @cached_property
     def by_date(self) -> dict[date, pl.DataFrame]:
@@ -167,6 +173,17 @@ class Feed:
         frame = self.by_date.get(day)
         return {} if frame is None else {row[0]: _bar(row) for row in frame.iter_rows()}
 
+    def _closes_until(self, day: date) -> list[tuple[str, date, Decimal]]:
+        last = self.bars.lazy().filter(pl.col("date") <= day).group_by("symbol").last().collect()
+        return [(s, printed, money(p)) for s, printed, p in last.select("symbol", "date", "close").iter_rows()]
+
+    def _action(self, row: dict[str, Any]) -> Action:
+        "A row as an action. What is not listed here cannot be held: without its target only the cash of an action is left."
+        ratio, kind = Decimal(repr(row["ratio"] or 1.0)), row["kind"]
+        target = row["target"] if row["target"] in self.assets else None
+        own, rate = (ratio, Decimal(1)) if kind in SHARE_KINDS else (Decimal(1), ratio)
+        return Action(row["symbol"], row["ex_date"], kind, own, money(row["cash"] or 0.0), target, rate)
+
     def actions_on(self, day: date) -> list[Action]:
         "The corporate actions of an ex-date."
         lo, hi = (
@@ -175,7 +192,7 @@ class Feed:
         )
         return self.actions[lo:hi]
 
-# %% ../../nbs/exchange/03_feed.ipynb #56d9c5d2
+# %% ../../nbs/exchange/03_feed.ipynb #0b62789c
 SHARE_KINDS = (
     "split",
     "stock_dividend",
@@ -188,47 +205,60 @@ def _bar(row: tuple[str, date, float, float, float, float, int]) -> Bar:
 
 
 def _asset(row: dict) -> Asset:
-    return Asset(row["symbol"], row["name"] or row["symbol"], row["sector"] or "", row["first_date"], row["last_date"])
+    names = row["symbol"], row["name"] or row["symbol"], row["sector"] or ""
+    return Asset(*names, row["first_date"], row["last_date"], row["shortable"] is not False)
 
 
-def paid_in_shares(bars: pl.DataFrame, row: dict) -> float:
-    "What a merger paid per share in shares of the acquirer, at its last close of the two weeks before; 0 for anything else."
-    if row["kind"] != "delisting" or row["target"] is None:
-        return 0.0
-    days = pl.col("date").is_between(row["ex_date"] - timedelta(days=14), row["ex_date"], closed="left")
-    closes = bars.filter(pl.col("symbol") == row["target"], days)["close"]
-    return closes[-1] * (row["ratio"] or 1.0) if len(closes) else 0.0
+def _rank(action: Action) -> tuple[date, str, int]:
+    "Order of booking: of one symbol its shares first, then cash, new names and ends."
+    steps = action.kind not in SHARE_KINDS, action.renames or action.ends
+    return action.ex_date, action.symbol, sum(steps)
 
 
-def _action(row: dict, more: float) -> Action:
-    ratio = row["ratio"] if row["kind"] in SHARE_KINDS and row["ratio"] is not None else 1.0
-    return Action(row["symbol"], row["ex_date"], row["kind"], Decimal(repr(ratio)), money((row["cash"] or 0.0) + more))
+def _turns(actions: Iterable[Action]) -> dict[str, list[tuple[date, bool]]]:
+    "By symbol, the days on which a company took it (true) or gave it up (false)."
+    turns: dict[str, list[tuple[date, bool]]] = {}
+    for action in actions:
+        if action.ends or action.renames:
+            turns.setdefault(action.symbol, []).append((action.ex_date, False))
+        if action.renames and action.target:
+            turns.setdefault(action.target, []).append((action.ex_date, True))
+    return turns
+
+
+def _rows_of(actions: pl.DataFrame) -> Iterable[dict[str, Any]]:
+    "The actions, those that say the same of one symbol and day added up."
+    key = ["symbol", "ex_date", "kind", "target"]
+    return (
+        actions.group_by(key, maintain_order=True)
+        .agg(pl.col("ratio").product(), pl.col("cash").sum())
+        .iter_rows(named=True)
+    )
 
 # %% ../../nbs/exchange/03_feed.ipynb #270ca08c
-def restated(price: Decimal, ratio: Decimal) -> Decimal:
-    "A price in the shares after a split of `ratio` new shares per old one."
-    return (price / ratio).quantize(Decimal(1).scaleb(-PRICE_PLACES)).normalize()
-
-
 def _restate(prices: dict[str, Decimal], printed: dict[str, date], actions: Iterable[Action]) -> dict[str, Decimal]:
     for action in actions:
-        if action.ratio != 1 and action.symbol in prices and printed[action.symbol] < action.ex_date:
-            prices[action.symbol] = restated(prices[action.symbol], action.ratio)
+        old = prices.get(action.symbol)
+        if old is None or printed[action.symbol] >= action.ex_date:
+            continue
+        if action.ratio != 1:
+            prices[action.symbol] = restated(old, action.ratio)
+        if action.renames and action.target and printed.get(action.target, date.min) < action.ex_date:
+            prices[action.target], printed[action.target] = old, printed[action.symbol]
     return prices
 
 
 def last_prices(feed: Feed, now: datetime) -> dict[str, Decimal]:
     "The last price of every symbol that has traded by `now`, in the shares of `now`."
     seen, today = known(now), session_day(now)
-    last = feed.bars.lazy().filter(pl.col("date") <= seen.closed).group_by("symbol").last().collect()
-    prices = {s: money(p) for s, p in last.select("symbol", "close").iter_rows()}
-    printed = dict(last.select("symbol", "date").iter_rows())
+    last = feed.closes_until(seen.closed)
+    prices, printed = {s: price for s, _, price in last}, {s: day for s, day, _ in last}
     effective = today if now >= book_time(today) else date.fromordinal(today.toordinal() - 1)
     prices = _restate(prices, printed, (a for a in feed.actions if a.ex_date <= effective))
     opens = feed.session(seen.opened) if seen.opened else {}
     return prices | {s: bar.open for s, bar in opens.items()}
 
-# %% ../../nbs/exchange/03_feed.ipynb #0b62789c
+# %% ../../nbs/exchange/03_feed.ipynb #56d9c5d2
 @dataclass(frozen=True, slots=True)
 class Print:
     "The last price of a symbol and when it was printed, as it was printed."
@@ -263,6 +293,9 @@ def visible_bars(
 
 def listed(feed: Feed, asset: Asset, day: date) -> bool:
     "Whether an asset trades on a day. What has a bar on the feed's last day counts as listed beyond it."
+    past = [taken for turned, taken in feed.turns.get(asset.symbol, ()) if turned <= day]
+    if past and not past[-1]:
+        return False
     return asset.first_date <= day and (asset.last_date is None or asset.last_date >= min(day, feed.last_date))
 
 # %% ../../nbs/exchange/03_feed.ipynb #05938452

@@ -5,27 +5,28 @@
 # %% auto #0
 __all__ = ['Shares', 'Dollars', 'Price', 'OPG_LEAD', 'CLS_LEAD', 'REOPENING_HOUR', 'Reject', 'invalid', 'unprocessable',
            'forbidden', 'missing', 'NewOrder', 'Terms', 'check_form', 'is_whole', 'check_auction_time', 'check_holding',
-           'check_wash']
+           'check_configuration', 'check_wash']
 
 # %% ../../nbs/exchange/05_rules.ipynb #79126acd
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from decimal import ROUND_DOWN, Decimal
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..core.calendar import is_session, session
 from ..core.clock import new_york
 from ..core.errors import TradenbError
+from .accounts import Configuration
 from .feed import session_day
-from .matching import Order, OrderType, Side, TimeInForce
+from .matching import HUNDRED, Order, OrderType, Side, TimeInForce
 
 # %% ../../nbs/exchange/05_rules.ipynb #a3998853
 class Reject(TradenbError):
     "A request that the exchange refuses, with Alpaca's status, code and message and any further fields of the body."
 
-    def __init__(self, status: int, code: int, message: str, **extra: str):
+    def __init__(self, status: int, code: int, message: str, **extra: Any):
         super().__init__(message)
         self.status, self.code, self.message, self.extra = status, code, message, extra
 
@@ -45,7 +46,7 @@ def unprocessable(message: str) -> Reject:
     return Reject(422, 42210000, message)
 
 
-def forbidden(message: str, **extra: str) -> Reject:
+def forbidden(message: str, **extra: Any) -> Reject:
     "403: the account's state does not allow it."
     return Reject(403, 40310000, message, **extra)
 
@@ -73,17 +74,22 @@ class NewOrder(BaseModel):
     notional: Dollars | None = None
     limit_price: Price | None = None
     stop_price: Price | None = None
+    trail_price: Price | None = None
+    trail_percent: Price | None = None
     client_order_id: str | None = None
     extended_hours: bool | None = None
     order_class: str | None = None
 
 
 class Terms(BaseModel):
-    "New terms for an order."
+    "New terms for an order; `trail` is the price or the percent, whichever the order has."
+
+    model_config = ConfigDict(extra="ignore", str_max_length=128)
 
     qty: Shares | None = None
     limit_price: Price | None = None
     stop_price: Price | None = None
+    trail: Price | None = None
     time_in_force: TimeInForce | None = None
     client_order_id: str | None = None
 
@@ -103,7 +109,9 @@ def check_form(new: NewOrder) -> None:
 
 
 def _check_prices(new: NewOrder) -> None:
-    for name, needed in (("limit_price", "limit" in new.type), ("stop_price", "stop" in new.type)):
+    trails = new.type is OrderType.TRAILING_STOP
+    needs = {"limit_price": "limit" in new.type, "stop_price": "stop" in new.type and not trails}
+    for name, needed in needs.items():
         price = getattr(new, name)
         if needed and price is None:
             raise invalid(f"{new.type.value} orders require {name.replace('_', ' ')}")
@@ -111,6 +119,19 @@ def _check_prices(new: NewOrder) -> None:
             raise invalid(f"{new.type.value} orders must not have {name}")
         if price is not None:
             _check_increment(name, price)
+    _check_trail(new, trails)
+
+
+def _check_trail(new: NewOrder, trails: bool) -> None:
+    given = [name for name in ("trail_price", "trail_percent") if getattr(new, name) is not None]
+    if trails and len(given) != 1:
+        raise invalid("trailing_stop orders require one of trail_price and trail_percent")
+    if given and not trails:
+        raise invalid(f"{new.type.value} orders must not have {given[0]}")
+    if given and getattr(new, given[0]) <= 0:
+        raise invalid(f"{given[0]} must be > 0")
+    if new.trail_percent is not None and new.trail_percent >= HUNDRED:
+        raise invalid("trail_percent must be < 100")
 
 
 def _check_increment(name: str, price: Decimal) -> None:
@@ -129,6 +150,8 @@ def _check_time_in_force(new: NewOrder) -> None:
     auction = new.time_in_force in (TimeInForce.OPG, TimeInForce.CLS)
     if auction and "stop" in new.type:
         raise unprocessable(f"{new.time_in_force.value} orders must be market or limit orders")
+    if new.type is OrderType.TRAILING_STOP and new.time_in_force not in (TimeInForce.DAY, TimeInForce.GTC):
+        raise unprocessable("trailing_stop orders must be DAY or GTC orders")
     if new.notional is not None and new.time_in_force is not TimeInForce.DAY:
         raise unprocessable("notional orders must be DAY orders")
     if new.notional is not None and new.type is not OrderType.MARKET:
@@ -158,6 +181,7 @@ def check_holding(
     new: NewOrder,
     held: Decimal,  # position, signed
     same_side: Decimal,  # shares of open orders on the same side
+    related: Iterable[str] = (),  # their ids
 ) -> None:
     "Raise `Reject` for an order that would both close and open, or sell short what may not be."
     available = max(Decimal(0), -new.side.sign * held - same_side)
@@ -171,9 +195,18 @@ def check_holding(
             existing_qty=f"{abs(held):f}",
             held_for_orders=f"{same_side:f}",
             available=f"{available:f}",
+            related_orders=list(related),
         )
     if fractional and new.side is Side.SELL and not available:
         raise unprocessable("fractional orders cannot be sold short")
+
+
+def check_configuration(new: NewOrder, terms: Configuration) -> None:
+    "Raise `Reject` for what the account's owner does not allow."
+    if terms.suspend_trade:
+        raise forbidden("new orders are rejected by user request")
+    if not terms.fractional_trading and (new.qty is None or not is_whole(new.qty)):
+        raise forbidden("fractional trading is not enabled for this account")
 
 
 def check_wash(new: NewOrder, others: Iterable[Order]) -> None:
@@ -182,8 +215,9 @@ def check_wash(new: NewOrder, others: Iterable[Order]) -> None:
         prices = (new.limit_price, order.limit_price)
         buy, sell = prices if new.side is Side.BUY else prices[::-1]
         if order.side is not new.side and (buy is None or sell is None or buy >= sell):
+            kind = "limit" if order.type is OrderType.LIMIT else "market/stop"
             raise forbidden(
                 "potential wash trade detected. use complex orders",
                 existing_order_id=order.id,
-                reject_reason="opposite side market/stop order exists",
+                reject_reason=f"opposite side {kind} order exists",
             )
