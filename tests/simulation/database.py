@@ -1,0 +1,100 @@
+"The real ledger's SQLite, with a point at every begin and commit, and faults there."
+
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import OperationalError
+
+from tradenb.core.db import connect, migrate
+
+from .faults import Faults
+from .schedule import Killed, Schedule
+
+
+def template(root: Path) -> Path:
+    "A migrated, empty database: made once, copied for every world."
+    path = root / "template.db"
+    if not path.exists():
+        engine = migrate(connect(f"sqlite:///{path}"))
+        engine.dispose()
+    return path
+
+
+class Database:
+    "One file, and engines on it that live as long as this process (what they have compiled stays)."
+
+    def __init__(self, root: Path):
+        self.root, self.path = root, root / "world.db"
+        self.engines: dict[str, Engine] = {}
+        self.schedule: Schedule | None = None
+        self.faults = Faults(rng=None)  # type: ignore[arg-type]
+        self.down: set[str] = set()  # names of engines that get no connection
+
+    def fresh(self, schedule: Schedule, faults: Faults) -> None:
+        "An empty database for a new world."
+        self.schedule, self.faults = schedule, faults
+        self.down.clear()
+        for engine in self.engines.values():
+            engine.dispose()
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+        shutil.copy(template(self.root), self.path)
+
+    def engine(self, name: str) -> Engine:
+        "The engine of a process of that name."
+        if name not in self.engines:
+            self.engines[name] = self._instrumented(name)
+        return self.engines[name]
+
+    def _instrumented(self, name: str) -> Engine:
+        engine = connect(f"sqlite:///{self.path}", timeout_s=0)
+        event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA synchronous=OFF") and None)
+        event.listen(engine, "begin", lambda connection: self._before_begin(name, connection), insert=True)
+        event.listen(engine, "rollback", lambda connection: self._inside(False))
+        commit = engine.dialect.do_commit
+        engine.dialect.do_commit = lambda raw: self._commit(commit, raw)  # type: ignore[method-assign]
+        return engine
+
+    def _inside(self, writes: bool) -> None:
+        if self.schedule is not None and self.schedule.task is not None:
+            self.schedule.task.writes = writes
+
+    def _before_begin(self, name: str, connection: Any) -> None:
+        if self.schedule is None or self.schedule.task is None:
+            return
+        writes = bool(connection.get_execution_options().get("writes"))
+        self.schedule.point("begin" if writes else "read")
+        if name in self.down or self.faults.strikes("locked"):
+            raise OperationalError("BEGIN", None, sqlite3.OperationalError("database is locked"))
+        self._inside(writes)
+
+    def _commit(self, commit: Any, raw: Any) -> None:
+        if self.schedule is None or (task := self.schedule.task) is None:
+            return commit(raw)
+        if not task.writes:
+            return commit(raw)
+        task.writes = False
+        if not task.process.alive:
+            raise Killed
+        fault = self.faults.one_of("disk_full", "lost_database", "unknown_commit")
+        if fault in ("disk_full", "lost_database"):
+            raise sqlite3.OperationalError("database or disk is full" if fault == "disk_full" else "disk I/O error")
+        self.schedule.before_point(task, "commit")  # a crash here rolls back
+        commit(raw)
+        if fault == "unknown_commit":
+            raise sqlite3.OperationalError("disk I/O error")
+        self.schedule.point("committed")
+        return None
+
+    def look(self, query: str, *values: Any) -> list[tuple]:
+        "What is committed, read from outside."
+        with sqlite3.connect(self.path, isolation_level=None) as connection:
+            return connection.execute(query, values).fetchall()
+
+    def close(self) -> None:
+        "Let go of the file."
+        for engine in self.engines.values():
+            engine.dispose()

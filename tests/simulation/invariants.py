@@ -1,0 +1,153 @@
+"What must be true every evening, judged by the exchange's own books."
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from tradenb.core.calendar import session
+from tradenb.execution.broker import entry_of
+from tradenb.execution.entries import Fill, fold_positions
+from tradenb.execution.ledger import Ledger, StoredOrder
+from tradenb.execution.orders import canonical
+from tradenb.execution.states import UNRESOLVED, from_broker
+
+from .schedule import Process, ProcessClock
+
+if TYPE_CHECKING:
+    from .world import World
+
+
+@dataclass(frozen=True)
+class Violation:
+    "A promise that was broken."
+
+    seed: int
+    day: date
+    invariant: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}, {self.day}: {self.invariant}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Truth:
+    "The exchange's books."
+
+    orders: dict[str, Any]
+    fills: dict[str, Fill]
+    fees: Counter[str]
+    cash: Decimal
+    positions: dict[str, Decimal]
+
+
+def truth_of(world: "World") -> Truth:
+    "Asked without a network."
+    exchange = world.exchange
+    lines = exchange.activities()
+    entries = [entry_of(line) for line in lines]
+    fills = {entry.id: entry for entry in entries if isinstance(entry, Fill)}
+    others = Counter(entry.id for entry in entries if not isinstance(entry, Fill))
+    return Truth(exchange.orders(), fills, others, exchange.cash(), exchange.positions())
+
+
+def audit(world: "World") -> list[Violation]:
+    "Every invariant; the violations, each with its name."
+    truth = truth_of(world)
+    ledger = Ledger(world.database.engine("auditor"), ProcessClock(world.schedule, Process("auditor")))
+    ours = {order.client_order_id: order for order in ledger.orders()}
+    found: list[tuple[str, str]] = []
+    found += [("NOBODY_WANTED_IT", line) for line in nobody_wanted(world, truth, ours)]
+    found += [("NOT_AS_INTENDED", line) for line in not_as_intended(truth, ours)]
+    found += [("INTENT_LOST", line) for line in lost(world, ours)]
+    found += [("DISHONEST_STATE", line) for line in dishonest(world, truth, ours)]
+    found += [("FILLS", line) for line in fills_differ(ledger, truth, ours)]
+    found += [("POSITIONS", line) for line in positions_differ(ledger, truth)]
+    if abs(ledger.account().cash - truth.cash) > Decimal("0.005"):
+        found.append(("CASH", f"ours {ledger.account().cash}, the exchange's {truth.cash}"))
+    found += [("CACHE", line) for line in ledger.check()]
+    found += [("CRASHED_TASK", line) for line in world.schedule.stray]
+    world.operator.check()
+    found += world.monitors.broken + world.operator.broken
+    found += [("RECONCILIATION", line) for line in unsettled(world)]
+    world.result.orders, world.result.fills = len(truth.orders), len(truth.fills)
+    return [Violation(world.seed, world.day, name, detail) for name, detail in found]
+
+
+def nobody_wanted(world: "World", truth: Truth, ours: dict[str, StoredOrder]) -> Iterable[str]:
+    "Whatever is at the broker was asked for, and stands in the ledger."
+    for name, order in truth.orders.items():
+        if name not in ours:
+            yield f"{name} {order['side']} {order['qty']} {order['symbol']} is at the broker and not in the ledger"
+        if name not in world.wanted:
+            yield f"{name} {order['side']} {order['qty']} {order['symbol']} is at the broker and nobody asked for it"
+
+
+def not_as_intended(truth: Truth, ours: dict[str, StoredOrder]) -> Iterable[str]:
+    "What was traded is what was intended: words, prices, sizes (restated by splits)."
+    for name, order in ((n, o) for n, o in truth.orders.items() if n in ours):
+        mine = ours[name]
+        words = {"symbol": mine.symbol, "side": mine.side, "type": mine.type, "time_in_force": mine.time_in_force}
+        if wrong := {k: order[k] for k, v in words.items() if order[k] != v}:
+            yield f"{name}: {wrong} at the broker, intended {words}"
+
+
+def lost(world: "World", ours: dict[str, StoredOrder]) -> Iterable[str]:
+    "What a client was told is stored, under that name and with that payload."
+    for wanted in world.wanted.values():
+        if wanted.told and wanted.name not in ours:
+            yield f"{wanted.name}: told {wanted.told[-1].status}, and the ledger does not have it"
+        if wanted.name in ours and ours[wanted.name].intent != wanted.intent:
+            yield f"{wanted.name}: stored {ours[wanted.name].intent}, wanted {wanted.intent}"
+
+
+def dishonest(world: "World", truth: Truth, ours: dict[str, StoredOrder]) -> Iterable[str]:
+    "Our state is the broker's; what the broker never had ended with a reason of its own."
+    for name, order in ours.items():
+        theirs = truth.orders.get(name)
+        told = f"{name} {order.side} {canonical(order.qty)} {order.symbol}: ours {order.status}"
+        if theirs is None:
+            if order.status in UNRESOLVED and session(order.trade_date).close <= world.now:
+                yield f"{told} after the close, and the broker never had it"
+            elif order.status not in ("expired", "canceled", "rejected", "pending_new", "dry_run"):
+                yield f"{told}, and the broker never had it"
+            elif order.filled_qty:
+                yield f"{told} with {order.filled_qty} filled, and the broker never had it"
+        elif from_broker(theirs["status"]) is not order.status:
+            yield f"{told}, the broker's {theirs['status']}"
+
+
+def fills_differ(ledger: Ledger, truth: Truth, ours: dict[str, StoredOrder]) -> Iterable[str]:
+    "Every execution once, as it was, under its order."
+    booked = {entry.id: entry for entry in ledger.entries() if isinstance(entry, Fill)}
+    for name in sorted(booked.keys() | truth.fills.keys()):
+        mine, theirs = booked.get(name), truth.fills.get(name)
+        if mine is None or theirs is None:
+            yield f"{name} {mine or theirs} is {'not booked' if mine is None else 'invented'}"
+            continue
+        if (mine.symbol, mine.side, mine.qty, mine.price) != (theirs.symbol, theirs.side, theirs.qty, theirs.price):
+            yield f"{name}: booked {mine}, was {theirs}"
+        elif mine.client_order_id not in ours:
+            yield f"{name}: booked under no order of ours ({mine.client_order_id})"
+
+
+def positions_differ(ledger: Ledger, truth: Truth) -> Iterable[str]:
+    "Fold, cache and broker agree."
+    folded = {s: p.qty for s, p in fold_positions(ledger.entries()).items() if p.qty}
+    cached = {s: p.qty for s, p in ledger.positions().items() if p.qty}
+    for symbol in sorted(folded.keys() | cached.keys() | truth.positions.keys()):
+        three = [book.get(symbol, Decimal(0)) for book in (folded, cached, truth.positions)]
+        if len(set(three)) > 1:
+            yield f"{symbol}: folded {three[0]}, cached {three[1]}, the exchange's {three[2]}"
+
+
+def unsettled(world: "World") -> Iterable[str]:
+    "The evening's reconciliation works, and finds nothing where there is nothing."
+    if world.settled is None:
+        yield "the evening's reconciliation failed although nothing was wrong any more"
+    else:
+        for d in world.settled.differences:
+            yield f"{d.kind} {d.key}: ours {d.ours}, broker {d.broker} ({d.cause})"

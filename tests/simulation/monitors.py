@@ -1,0 +1,103 @@
+"What must be true of every single request at the moment it leaves, judged from outside."
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from tradenb.execution.switch import covers
+
+from .network import Answer, Packet
+from .schedule import Process
+
+if TYPE_CHECKING:
+    from .world import World
+
+BRIEFLY = timedelta(seconds=2)  # a look and the request that follows it
+RECENT = timedelta(seconds=200)  # longer than the longest hang
+
+
+@dataclass
+class Sent:
+    "What is known, from outside, of the requests for one order."
+
+    doubt: bool = False  # a POST left, and nobody was told what became of it
+    at: datetime | None = None
+    by: Process | None = None
+    open: set[int] = field(default_factory=set)  # numbers of POSTs that wait for an answer
+
+
+class Monitors:
+    "Watches the wire; each broken rule is a line for the evening's audit."
+
+    def __init__(self, world: "World"):
+        self.world, self.orders = world, dict[str, Sent]()
+        self.broken: list[tuple[str, str]] = []
+        self.hung: dict[str, datetime] = {}
+        self.look_ups: dict[int, tuple[str, datetime]] = {}
+
+    def tell(self, rule: str, line: str) -> None:
+        "A rule was broken."
+        self.broken.append((rule, line))
+        self.world.story.tell(self.world.now, "monitor", rule, line=line)
+
+    def steady(self, process: Process) -> bool:
+        "Whether a process has neither hung nor a wrong clock, so that nothing excuses it."
+        hung = self.hung.get(process.name)
+        return not process.skewed and (hung is None or self.world.now - hung > RECENT)
+
+    def on_send(self, packet: Packet) -> None:
+        "A request leaves."
+        task = self.world.schedule.task
+        if task is not None and task.writes:
+            self.tell("CALL_INSIDE_TRANSACTION", packet.label)
+        if name := packet.asks_for:
+            self.look_ups[packet.number] = name, self.world.now
+        if order := packet.order:
+            self._on_order(packet, order)
+
+    def _on_order(self, packet: Packet, order: dict[str, Any]) -> None:
+        world, name = self.world, str(order.get("client_order_id"))
+        sent = self.orders.setdefault(name, Sent())
+        stored = world.database.look("select symbol, strategy from orders where client_order_id = ?", name)
+        if not stored and not world.operator.is_own(name):
+            self.tell("EFFECT_BEFORE_INTENT", f"{name} leaves and is not in the database")
+        if name in world.wanted:
+            self._as_wanted(name, order)
+        if sent.doubt and sent.by is not None:
+            other = sent.by is not packet.sender and sent.by.alive and bool(sent.open)
+            if other and self.steady(sent.by) and self.steady(packet.sender):
+                self.tell("TWO_SENDERS", f"{name} is sent by {packet.sender.name} while {sent.by.name} waits for an answer")
+            elif not other:
+                self.tell("BLIND_RESEND", f"{name} is sent again and nobody asked what became of the first time")
+        if stored:
+            self._switch(packet, name, *stored[0])
+        sent.doubt, sent.at, sent.by = True, world.now, packet.sender
+        sent.open.add(packet.number)
+
+    def _as_wanted(self, name: str, order: dict[str, Any]) -> None:
+        intent = self.world.wanted[name].intent
+        for field_name in ("symbol", "side", "type", "time_in_force"):
+            if order.get(field_name) != getattr(intent, field_name):
+                self.tell("WIRE_DIFFERS", f"{name} leaves with {field_name}={order.get(field_name)}")
+        for field_name in ("qty", "notional", "limit_price", "stop_price"):
+            value = order.get(field_name)
+            if (None if value is None else Decimal(value)) != getattr(intent, field_name):
+                self.tell("WIRE_DIFFERS", f"{name} leaves with {field_name}={value}, wanted {getattr(intent, field_name)}")
+
+    def _switch(self, packet: Packet, name: str, symbol: str, strategy: str) -> None:
+        for engaged in self.world.operator.engaged.values():
+            late = self.world.now - engaged.at > BRIEFLY
+            if late and covers(engaged.scope, strategy, symbol) and self.steady(packet.sender):
+                self.tell("SENT_AGAINST_SWITCH", f"{name} ({strategy} {symbol}) leaves under {engaged.scope}")
+
+    def on_answer(self, packet: Packet, answer: Answer | None) -> None:
+        "A caller learns what became of its request, or gives up."
+        if (asked := self.look_ups.pop(packet.number, None)) and answer is not None and answer.status in (200, 404):
+            sent = self.orders.get(asked[0])
+            if sent and sent.at and sent.at <= asked[1]:
+                sent.doubt = False
+        if packet.order and (sent := self.orders.get(str(packet.order.get("client_order_id")))):
+            sent.open.discard(packet.number)
+            if answer is not None and answer.judged and not sent.open:
+                sent.doubt = False
