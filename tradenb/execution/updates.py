@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRADES', 'VOIDS', 'EVENTS', 'LARGEST', 'PASSING', 'OVERLAP', 'MOST', 'ACKNOWLEDGED_S', 'IDLE_S', 'LONGEST_PAUSE_S',
-           'Malformed', 'Update', 'word', 'amount', 'order_of', 'fill_of', 'read_update', 'standing', 'is_echo',
-           'is_news', 'report', 'book', 'apply_updates', 'apply_update', 'CaughtUp', 'read_from', 'names_of',
+           'LINGER_S', 'Malformed', 'Update', 'word', 'amount', 'order_of', 'fill_of', 'read_update', 'standing',
+           'is_echo', 'is_news', 'report', 'book', 'apply_updates', 'apply_update', 'CaughtUp', 'read_from', 'names_of',
            'book_activities', 'compare_open', 'catch_up', 'Hearing', 'Booking', 'Listener', 'open_stream', 'read_frame',
            'Updates']
 
@@ -244,7 +244,7 @@ def compare_open(gateway: Gateway) -> int:
         found = listed.get(order.client_order_id) or gateway.broker.find(order.client_order_id)
         state = State.of(order.status, order.broker_order_id)
         if found and not is_echo(state, from_broker(found.status)):
-            moved += adopt(gateway.ledger, order.client_order_id, found, "catch_up").status != order.status
+            moved += gateway.adopted(order, found, "catch_up").status != order.status
     return moved
 
 
@@ -285,6 +285,10 @@ class Hearing:
         "The connection is gone"
         self.gaps, self.subscribed = self.gaps + 1, False
 
+    def doubt(self) -> None:
+        "Something was told that could not be taken in: it has to be asked for"
+        self.gaps += 1
+
     def heard(self, data: Any) -> None:
         "A message, whatever it is"
         self.inbox.append(data)
@@ -321,7 +325,7 @@ class Booking(Hearing):
         try:
             return apply_updates(self.gateway.ledger, [update])
         except Exception as error:
-            self.gaps += 1
+            self.doubt()
             self.log.error(
                 "update_failed",
                 event_name=update.event,
@@ -331,7 +335,8 @@ class Booking(Hearing):
             return 0
 
     def _keep(self, data: Any, error: Malformed) -> None:
-        self.gaps, self.malformed = self.gaps + 1, self.malformed + 1
+        self.doubt()
+        self.malformed += 1
         self.on_news("malformed")
         said = {"detail": str(error), "message": repr(data)[:500]}
         self.log.warning("update_malformed", **said)
@@ -439,6 +444,7 @@ def read_frame(frame: str | bytes) -> dict[str, Any]:
 
 # %% ../../nbs/execution/10_updates.ipynb #ee3f1ac4
 LONGEST_PAUSE_S = 30.0
+LINGER_S = 0.02  # messages come in crowds: the others of one crowd are in the inbox after this
 
 
 class Updates:
@@ -473,6 +479,7 @@ class Updates:
         while not self._stopping.is_set():
             self._wake.wait(pause if self.listener.behind and self.listener.subscribed else None)
             self._wake.clear()
+            self._stopping.wait(LINGER_S)
             self.listener.work()
             if self.listener.subscribed:
                 self.listening.set()
@@ -495,6 +502,11 @@ class Updates:
         self._stopping.set()
         self._wake.set()
         self._worker.join(timeout_s)
+
+    def doubt(self) -> None:
+        "Something that came another way could not be taken in: catch up"
+        self.listener.doubt()
+        self._wake.set()
 
     async def _close(self) -> None:
         await self._stream.stop_ws()
