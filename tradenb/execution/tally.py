@@ -224,6 +224,9 @@ def opened(held: Decimal, buying: Decimal, selling: Decimal) -> Decimal:
     return max(ZERO, buying - max(ZERO, -held)) + max(ZERO, selling - max(ZERO, held))
 
 
+_POSITIONS = "SELECT symbol, qty, avg_entry_price FROM positions WHERE qty <> 0 ORDER BY symbol"
+
+
 class Exposure:
     "Positions and working orders, at prices"
 
@@ -236,8 +239,8 @@ class Exposure:
 
     def update(self, connection: Connection, prices: Mapping[str, Decimal]) -> "Exposure":
         "As of this transaction; a position without a price counts at its entry"
-        query = "SELECT symbol, qty, avg_entry_price FROM positions WHERE qty <> 0 ORDER BY symbol"
-        rows = [tuple(row) for row in connection.exec_driver_sql(query)]
+        with connection.exec_driver_sql(_POSITIONS) as result:
+            rows = result.cursor.fetchall() if result.cursor else []  # whole numbers, as they are stored
         if rows != self._rows or prices is not self._prices:
             self._rows, self._prices = rows, prices
             self._revalue(prices)
