@@ -14,6 +14,7 @@ from tradenb.exchange.accounts import (
     account_id,
     deposit,
     fold,
+    maintenance,
 )
 from tradenb.exchange.corporate import Action, action_activities
 
@@ -74,3 +75,46 @@ def test_a_delisting_pays_the_final_value_and_ends_the_position():
     after = fold(lines, Account(positions={"ACME": held}))
     assert after.positions == {}
     assert after.cash == Decimal("-70.35")
+
+
+ratios = st.sampled_from(["0.05", "0.125", "0.3333", "1.05", "1.5", "2", "4"]).map(Decimal)
+amounts = st.integers(0, 3000).map(lambda n: Decimal(n) / 100)
+ACTIONS = st.one_of(
+    st.builds(lambda r, c: Action("ACME", DAY, "split", r, c), ratios, amounts),
+    st.builds(lambda r, c: Action("ACME", DAY, "spin_off", cash=c, target="NEWCO", rate=r), ratios, amounts),
+    st.builds(lambda r, c: Action("ACME", DAY, "delisting", cash=c, target="BIG", rate=r), ratios, amounts),
+    st.builds(lambda c: Action("ACME", DAY, "delisting", cash=c), amounts),
+    st.just(Action("ACME", DAY, "symbol_change", target="ACMX")),
+)
+PRICES = {"ACME": Decimal(60), "BIG": Decimal(160), "NEWCO": Decimal(24)}
+
+
+@given(quantities, prices, ACTIONS, st.booleans())
+def test_what_a_company_does_keeps_the_identity_of_profit(qty, price, action, known):
+    "Realised profit and dividends are what came in cash less the cost of what is no longer held."
+    held = Position("ACME", qty, price)
+    lines = action_activities(ME, held, action, AT, PRICES if known else {}, known)
+    after = fold(lines, Account(positions={"ACME": held}))
+    kept = sum(p.cost_basis for p in after.positions.values())
+    assert abs(after.realised + after.dividends - (after.cash + kept - held.cost_basis)) < Decimal("0.05")
+    assert len({line.id for line in lines}) == len(lines)
+
+
+@given(quantities, prices, ACTIONS)
+def test_whole_shares_stay_whole_and_the_fraction_is_paid(qty, price, action):
+    held = Position("ACME", qty, price)
+    after = fold(action_activities(ME, held, action, AT, PRICES), Account(positions={"ACME": held}))
+    assert all(p.qty == p.qty.to_integral_value() for p in after.positions.values())
+    assert all((p.qty > 0) == (qty > 0) for p in after.positions.values())
+
+
+@given(quantities, prices, ACTIONS)
+def test_who_is_short_owes_what_who_is_long_gets(qty, price, action):
+    long, short = (action_activities(ME, Position("ACME", q, price), action, AT, PRICES) for q in (qty, -qty))
+    assert [(a.kind, a.symbol, -a.qty, -a.amount) for a in long] == [(a.kind, a.symbol, a.qty, a.amount) for a in short]
+
+
+def test_maintenance_margin_is_a_third_or_so_and_more_for_cheap_shares():
+    assert [maintenance(Decimal(q), Decimal(p)) for q, p in ((100, 2), (100, 50), (-100, 2), (-100, 4), (-100, 6), (-100, 50))] == [
+        200, 1500, 250, 400, 500, 1500,
+    ]  # fmt: skip

@@ -1,13 +1,20 @@
 "Admission, sessions and corporate actions of the exchange, without the web."
 
+import contextlib
 from datetime import date
 from decimal import Decimal
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from tradenb.core.calendar import sessions
 from tradenb.core.clock import new_york
 from tradenb.exchange import venue as floor
+from tradenb.exchange.accounts import key_hash, reserved
+from tradenb.exchange.matching import Side
 from tradenb.exchange.rules import NewOrder, Reject
+from tradenb.exchange.store import StoreBroken
 
 FRIDAY, MONDAY, TUESDAY, WEDNESDAY = date(2024, 3, 1), date(2024, 3, 4), date(2024, 3, 5), date(2024, 3, 6)
 
@@ -373,3 +380,475 @@ def test_a_finished_order_is_not_canceled(open_book):
     floor.step(book.venue, new_york(MONDAY, 12))
     with pytest.raises(Reject, match='already in "filled" state'):
         floor.cancel(book, sent.id)
+
+
+# Several accounts
+
+
+def test_accounts_live_through_the_same_minutes_and_do_not_see_each_other(open_book):
+    one = open_book(slippage_bps=0)
+    venue = one.venue
+    two = floor.open_account(venue, "two", Decimal(5_000), Decimal(1))
+    for book, side in ((one, "sell"), (two, "buy")):
+        floor.submit(book, order(side, qty=10, force="opg", client_order_id="same"))
+    assert one.by_client_id != two.by_client_id
+    floor.step(venue, new_york(MONDAY, 18))
+    assert [book.account.qty("ACME") for book in (one, two)] == [-10, 10]
+    assert [list(book.closes) for book in (one, two)] == [[MONDAY], [MONDAY]]
+    assert two.account.cash == 4_000
+
+
+def test_each_account_hears_of_its_own_orders(open_book):
+    one = open_book()
+    two = floor.open_account(one.venue, "two", Decimal(5_000), Decimal(1))
+    heard = []
+    one.venue.listeners.append(lambda book, events: heard.extend((book.name, e.kind, e.order.symbol) for e in events))
+    floor.submit(two, order(qty=1))
+    floor.submit(one, order(qty=1, symbol="BETA"))
+    assert heard == [("two", "accepted", "ACME"), ("test", "accepted", "BETA")]
+
+
+def test_a_restart_finds_every_account_with_its_orders(open_book):
+    one = open_book()
+    two = floor.open_account(one.venue, "two", Decimal(5_000), Decimal(1), "PK2", key_hash("PK2", "secret"))
+    floor.submit(two, order(qty=3, force="gtc", kind="limit", limit_price=20))
+    again = open_book(bars=None).venue
+    assert list(again.books) == ["test", "two"]
+    assert again.books["two"].orders == two.orders
+    assert again.books["two"].multiplier == 1
+    assert floor.book_for(again, "PK2", "secret") is again.books["two"]
+    assert [floor.book_for(again, *pair) for pair in (("PK2", "Secret"), ("PK", "secret"), ("", ""))] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "cash", "multiplier"), [("test", 1, 1), ("", 1, 1), ("a b", 1, 1), ("ok", -1, 1), ("ok", 1, 0)]
+)
+def test_an_account_that_cannot_be_is_refused(open_book, name, cash, multiplier):
+    venue = open_book().venue
+    with pytest.raises(Reject):
+        floor.open_account(venue, name, Decimal(cash), Decimal(multiplier))
+    assert list(venue.books) == ["test"]
+
+
+def test_the_store_of_a_simulation_lives_in_memory(open_book, tmp_path):
+    book = open_book(state=None)
+    floor.submit(book, order(force="opg"))
+    floor.step(book.venue, new_york(MONDAY, 18))
+    assert book.account.qty("ACME") == 100
+    assert not list(tmp_path.glob("*.db"))
+
+
+def test_a_file_that_cannot_be_written_ends_the_exchange(open_book):
+    book = open_book()
+    book.venue.store.db.execute("drop table orders")
+    with pytest.raises(StoreBroken, match="no such table"):
+        floor.submit(book, order())
+    for attempt in (
+        lambda: floor.submit(book, order(symbol="BETA")),
+        lambda: floor.step(book.venue, new_york(MONDAY, 12)),
+    ):
+        with pytest.raises(StoreBroken, match="start it again"):
+            attempt()
+
+
+def test_what_happened_is_told_after_the_commit_in_order_also_when_a_listener_answers(open_book):
+    book, heard = open_book(), []
+
+    def answer(mine, events):
+        stored = book.venue.store.load().accounts["test"].orders
+        heard.extend((e.order.client_order_id, e.order in stored) for e in events)
+        if len(book.orders) < 3:
+            floor.submit(book, order(qty=1, client_order_id=f"n{len(book.orders)}"))
+
+    book.venue.listeners.append(answer)
+    floor.submit(book, order(qty=1, client_order_id="n0"))
+    assert heard == [("n0", True), ("n1", True), ("n2", True)]
+
+
+def test_moments_are_told_when_they_are_on_disk(open_book):
+    venue, told = open_book().venue, []
+    venue.moment_listeners.append(lambda at, moment, day: told.append((moment.value, venue.store.load().now == at)))
+    floor.step(venue, new_york(TUESDAY, 10))
+    assert told == [(name, True) for name in ("open", "close", "book", "open")]
+
+
+# What trouble on order can do
+
+
+def test_a_market_may_refuse_what_the_exchange_had_accepted(open_book):
+    book = open_book()
+    book.venue.veto = lambda book, order: "no" if order.symbol == "BETA" else None
+    early = floor.submit(book, order(symbol="BETA", qty=1))
+    assert early.status == "accepted"
+    floor.step(book.venue, new_york(MONDAY, 12))
+    late = floor.submit(book, order(symbol="BETA", qty=1))
+    assert [book.orders[o.id].status for o in (early, late)] == ["rejected", "rejected"]
+    assert book.orders[early.id].failed_at == new_york(MONDAY, 9, 30)
+
+
+def test_a_fill_may_be_cut_to_a_part(open_book):
+    book = open_book()
+    book.venue.most = lambda book, order, wanted: wanted // 3 if order.executions < 2 else None
+    sent = floor.submit(book, order(qty=90, kind="limit", limit_price=110, force="gtc"))
+    floor.step(book.venue, new_york(MONDAY, 18))
+    assert [a.qty for a in book.activities if a.kind == "FILL"] == [30, 20, 40]
+    assert book.orders[sent.id].status == "filled"
+
+
+# Orders over days
+
+
+def test_a_gtc_order_fills_over_days_as_the_volume_allows(open_book):
+    book = open_book(slippage_bps=0)
+    sent = floor.submit(book, order(symbol="BETA", qty=250, force="gtc"))
+    taken = []
+    for day in (MONDAY, TUESDAY):
+        floor.step(book.venue, new_york(day, 18))
+        taken.append(book.orders[sent.id].filled_qty)
+    assert taken == [100, 200]
+    assert book.orders[sent.id].status == "partially_filled"
+    assert book.orders[sent.id].filled_avg_price == Decimal("20.5")
+
+
+def test_a_gtc_order_is_canceled_after_ninety_days(open_book):
+    days = sessions(MONDAY, date(2024, 6, 7))
+    book = open_book(bars=[("ACME", day, 100.0, 101.0, 99.0, 100.0, 50_000) for day in days])
+    sent = floor.submit(book, order(kind="limit", limit_price=50, force="gtc"))
+    floor.step(book.venue, new_york(date(2024, 5, 31), 18))
+    assert book.orders[sent.id].is_open
+    floor.step(book.venue, new_york(date(2024, 6, 3), 18))
+    assert (book.orders[sent.id].status, book.orders[sent.id].canceled_at) == (
+        "canceled",
+        new_york(date(2024, 6, 3), 16),
+    )
+
+
+def test_a_trailing_stop_follows_the_high_and_sells_where_the_bar_proves_it(open_book):
+    book = open_book(slippage_bps=0)
+    floor.submit(book, order(force="opg"))
+    floor.step(book.venue, new_york(MONDAY, 12))
+    stop = floor.submit(book, order("sell", kind="trailing_stop", force="gtc", trail_price=5))
+    assert (stop.hwm, stop.stop_price) == (100, 95)
+    floor.step(book.venue, new_york(MONDAY, 18))
+    assert (book.orders[stop.id].hwm, book.orders[stop.id].status) == (101, "new")
+    floor.step(book.venue, new_york(TUESDAY, 18))
+    assert (book.orders[stop.id].hwm, book.orders[stop.id].stop_price) == (105, 100)
+    tight = floor.replace_order(open_at(book, new_york(WEDNESDAY, 10)), stop.id, trail=Decimal(1))
+    assert (tight.hwm, tight.stop_price, tight.trail_price) == (105, 104, 1)
+    floor.step(book.venue, new_york(WEDNESDAY, 18))
+    assert book.orders[tight.id].status == "new"
+
+
+def open_at(book, at):
+    floor.step(book.venue, at)
+    return book
+
+
+def test_a_trailing_stop_to_buy_follows_the_low_by_percent(open_book):
+    bars = [
+        ("ACME", FRIDAY, 100.0, 100.0, 100.0, 100.0, 50_000),
+        ("ACME", MONDAY, 100.0, 100.0, 80.0, 95.0, 50_000),
+    ]
+    book = open_book(bars=bars, slippage_bps=0)
+    stop = floor.submit(book, order(kind="trailing_stop", trail_percent=10))
+    assert stop.stop_price == 110
+    floor.step(book.venue, new_york(MONDAY, 18))
+    filled = book.orders[stop.id]
+    assert (filled.hwm, filled.stop_price, filled.status, filled.filled_avg_price) == (80, 88, "filled", 95)
+
+
+@pytest.mark.parametrize(
+    ("terms", "code"),
+    [
+        ({}, 40010001),
+        ({"trail_price": 1, "trail_percent": 1}, 40010001),
+        ({"trail_price": 0}, 40010001),
+        ({"trail_percent": 100}, 40010001),
+        ({"trail_price": 1, "force": "cls"}, 42210000),
+        ({"trail_price": 1, "force": "ioc"}, 42210000),
+        ({"trail_price": 1, "kind": "market"}, 40010001),
+    ],
+)
+def test_a_trailing_stop_has_one_trail_and_works_by_the_day(open_book, terms, code):
+    assert refused(open_book(), order(**{"kind": "trailing_stop"} | terms)).code == code
+
+
+def test_a_dividend_lowers_the_orders_below_the_market(open_book):
+    book = open_book(actions=[("ACME", TUESDAY, "dividend", 1.0, 0.255)])
+    floor.submit(book, order(force="opg"))
+    floor.step(book.venue, new_york(MONDAY, 18))
+    low = floor.submit(book, order(kind="limit", limit_price=60, force="gtc"))
+    floor.cancel(book, low.id)
+    stop = floor.submit(book, order("sell", 40, "gtc", "stop", stop_price=70))
+    high = floor.submit(book, order("sell", 40, "gtc", "limit", limit_price=150))
+    heard = []
+    book.venue.listeners.append(lambda book, events: heard.extend(events))
+    floor.step(book.venue, new_york(TUESDAY, 9))
+    assert book.orders[low.id].limit_price == 60
+    assert (book.orders[stop.id].stop_price, book.orders[high.id].limit_price) == (Decimal("69.74"), 150)
+    assert [(e.kind, e.order.id) for e in heard] == [("restated", stop.id)]
+
+
+# What companies do
+
+
+SPUN = [
+    ("NEWCO", TUESDAY, 30.0, 31.0, 29.0, 30.0, 50_000),
+    ("NEWCO", WEDNESDAY, 30.0, 31.0, 29.0, 30.0, 50_000),
+]
+
+
+def held(open_book, qty=100, **more):
+    "A hundred shares (or so) of ACME, bought on Monday's open at 100."
+    book = open_book(slippage_bps=0, **more)
+    floor.submit(book, order("buy" if qty > 0 else "sell", qty=abs(qty), force="opg"))
+    floor.step(book.venue, new_york(MONDAY, 18))
+    return book
+
+
+@pytest.mark.parametrize("qty", [101, -101])
+def test_a_reverse_split_pays_the_fraction_at_the_last_close(open_book, qty):
+    book = held(open_book, qty, actions=[("ACME", TUESDAY, "split", 0.125, 0.0)])
+    equity = floor.value(book).equity
+    floor.step(book.venue, new_york(TUESDAY, 9))
+    sign = 1 if qty > 0 else -1
+    assert book.account.qty("ACME") == sign * 12
+    assert [(a.kind.value, a.qty, a.amount) for a in book.activities[-2:]] == [
+        ("SPLIT", sign * Decimal("-88.375"), 0),
+        ("CIL", sign * Decimal("-0.625"), sign * Decimal("505.00")),
+    ]
+    assert floor.value(book).equity == equity
+
+
+def test_a_spin_off_divides_the_cost_by_the_value_stated(open_book):
+    event = ("ACME", TUESDAY, "spin_off", 0.5, 20.2, None, "NEWCO")
+    book = held(open_book, bars=BARS_OF_ALL + SPUN, actions=[event])
+    floor.step(book.venue, new_york(TUESDAY, 9))
+    cost = {s: p.cost_basis for s, p in book.account.positions.items()}
+    assert cost == {"ACME": 8_000, "NEWCO": 2_000}
+    assert book.account.qty("NEWCO") == 50
+
+
+def test_a_spin_off_without_a_value_divides_the_cost_after_the_first_close(open_book):
+    event = ("ACME", TUESDAY, "spin_off", 0.5, 0.0, None, "NEWCO")
+    book = held(open_book, bars=BARS_OF_ALL + SPUN, actions=[event])
+    floor.step(book.venue, new_york(TUESDAY, 12))
+    assert (book.account.positions["ACME"].cost_basis, book.account.positions["NEWCO"].cost_basis) == (10_000, 0)
+    again = open_book(bars=None, slippage_bps=0)
+    floor.step(again.venue, new_york(TUESDAY, 18))
+    share = Decimal(15) / (Decimal(15) + Decimal(104))
+    assert abs(again.account.positions["NEWCO"].cost_basis - 10_000 * share) < Decimal("0.0001")
+    assert sum(p.cost_basis for p in again.account.positions.values()) == 10_000
+    assert floor.value(again).equity == again.account.cash + 100 * 104 + 50 * 30
+
+
+def test_a_short_owes_the_shares_that_are_spun_off(open_book):
+    event = ("ACME", TUESDAY, "spin_off", 0.5, 0.0, None, "NEWCO")
+    book = held(open_book, -100, bars=BARS_OF_ALL + SPUN, actions=[event])
+    floor.step(book.venue, new_york(TUESDAY, 18))
+    assert book.account.qty("NEWCO") == -50
+    floor.submit(book, order(qty=50, symbol="NEWCO", force="day"))
+    floor.step(book.venue, new_york(WEDNESDAY, 12))
+    assert book.account.qty("NEWCO") == 0
+
+
+def test_a_spin_off_of_a_company_that_is_not_listed_is_its_value_in_cash(open_book):
+    event = ("ACME", TUESDAY, "spin_off", 0.5, 2.5, None, "NOWHERE")
+    book = held(open_book, actions=[event])
+    floor.step(book.venue, new_york(TUESDAY, 9))
+    assert (book.account.dividends, list(book.account.positions)) == (250, ["ACME"])
+
+
+RENAMED = [
+    ("ACMX", TUESDAY, 101.0, 105.0, 100.0, 104.0, 50_000),
+    ("ACMX", WEDNESDAY, 104.0, 106.0, 103.0, 105.0, 50_000),
+]
+
+
+def test_a_new_symbol_takes_position_and_orders_along(open_book):
+    event = ("ACME", TUESDAY, "symbol_change", 1.0, 0.0, None, "ACMX")
+    book = held(open_book, bars=BARS_OF_ALL[:2] + RENAMED, actions=[event])
+    stop = floor.submit(book, order("sell", 100, "gtc", "stop", stop_price=103))
+    equity, heard = floor.value(book).equity, []
+    book.venue.listeners.append(lambda book, events: heard.extend(events))
+    floor.step(book.venue, new_york(TUESDAY, 9))
+    assert [(a.kind.value, a.symbol, a.qty, a.price) for a in book.activities[-2:]] == [
+        ("NC", "ACME", -100, 100),
+        ("NC", "ACMX", 100, 100),
+    ]
+    assert (book.orders[stop.id].symbol, floor.value(book).equity) == ("ACMX", equity)
+    assert [(e.kind, e.order.symbol) for e in heard] == [("restated", "ACMX")]
+    assert refused(book, order(qty=1)).message == 'asset "ACME" is not active'
+    assert (book.line("ACMX", Side.SELL).shares, book.line("ACME", Side.SELL).shares) == (100, 0)
+    floor.step(book.venue, new_york(WEDNESDAY, 18))
+    assert (book.orders[stop.id].status, book.account.positions) == ("filled", {})
+    assert book.account.realised == 100
+
+
+def test_companies_that_change_names_on_one_day_do_so_at_once(open_book):
+    names = [
+        ("ACME", TUESDAY, "symbol_change", 1.0, 0.0, None, "BETA"),
+        ("BETA", TUESDAY, "symbol_change", 1.0, 0.0, None, "CORE"),
+    ]
+    bars = [
+        *BARS_OF_ALL,
+        ("BETA", FRIDAY, 20.0, 21.0, 19.0, 20.0, 90_000),
+        ("BETA", MONDAY, 20.0, 22.0, 19.5, 21.0, 90_000),
+    ]
+    bars += [("BETA", TUESDAY, 101.0, 105.0, 100.0, 104.0, 9), ("CORE", TUESDAY, 21.0, 22.0, 20.0, 21.5, 90_000)]
+    book = open_book(bars=bars, actions=names, slippage_bps=0)
+    floor.submit(book, order(qty=100, force="opg"))
+    floor.submit(book, order("sell", qty=7, symbol="BETA", force="opg"))
+    floor.step(book.venue, new_york(TUESDAY, 9))
+    assert {s: p.qty for s, p in book.account.positions.items()} == {"BETA": 100, "CORE": -7}
+    assert (book.venue.prices["BETA"], book.venue.prices["CORE"]) == (101, 21)
+
+
+@pytest.mark.parametrize(("cash", "realised"), [(0.0, 0), (26.0, 52)])
+def test_a_merger_for_shares_gives_the_acquirer_s_and_its_cash(open_book, cash, realised):
+    bars = [*BARS_OF_ALL, *(("BIG", day, 150.0, 151.0, 149.0, 150.0, 9_000) for day in (FRIDAY, MONDAY, TUESDAY))]
+    event = ("ACME", TUESDAY, "delisting", 0.505, cash, None, "BIG")
+    book = held(open_book, bars=bars, actions=[event], last_dates={"ACME": MONDAY})
+    gtc = floor.submit(book, order("sell", 100, "gtc", "limit", limit_price=150))
+    before = book.account.cash
+    floor.step(book.venue, new_york(TUESDAY, 9))
+    assert book.orders[gtc.id].status == "canceled"
+    assert (list(book.account.positions), book.account.qty("BIG")) == (["BIG"], 50)
+    assert book.account.cash == before + Decimal(str(cash)) * 100 + 75
+    assert [a.kind.value for a in book.activities[-3:]] == ["MA", "MA", "CIL"]
+    gained = book.account.cash - before + book.account.positions["BIG"].cost_basis - 10_000
+    assert abs(book.account.realised - gained) < Decimal("0.01")
+
+
+def test_corporate_actions_survive_a_restart_on_every_account(open_book):
+    event = ("ACME", TUESDAY, "spin_off", 0.25, 0.0, None, "NEWCO")
+    book = held(open_book, bars=BARS_OF_ALL + SPUN, actions=[event, ("ACME", TUESDAY, "split", 3.0, 0.0)])
+    floor.step(book.venue, new_york(WEDNESDAY, 18))
+    again = open_book(bars=None, slippage_bps=0)
+    assert (again.account, again.closes, again.orders) == (book.account, book.closes, book.orders)
+
+
+BARS_OF_ALL = [*ACME_ROWS, ("ACME", WEDNESDAY, 104.0, 106.0, 103.0, 105.0, 50_000)]
+
+
+# Short sales, flips, margin
+
+
+def test_what_cannot_be_borrowed_cannot_be_sold_short_but_sold_and_bought_back(open_book):
+    book = open_book(hard_to_borrow=("BETA",))
+    assert refused(book, order("sell", qty=1, symbol="BETA")).message == 'asset "BETA" cannot be sold short'
+    assert floor.submit(book, order("sell", qty=1)).is_open
+    floor.submit(book, order(qty=10, symbol="BETA", force="opg"))
+    floor.step(book.venue, new_york(MONDAY, 12))
+    assert floor.submit(book, order("sell", qty=10, symbol="BETA")).is_open
+    assert refused(book, order("sell", qty=1, symbol="BETA")).code == 42210000
+
+
+@pytest.mark.parametrize(("side", "back"), [("buy", "sell"), ("sell", "buy")])
+def test_a_flip_is_two_orders_into_one_auction(open_book, side, back):
+    book = open_book(slippage_bps=0)
+    floor.submit(book, order(side, qty=100, force="opg"))
+    floor.step(book.venue, new_york(MONDAY, 12))
+    floor.submit(book, order(back, qty=100, force="cls"))
+    floor.submit(book, order(back, qty=60, force="cls"))
+    floor.step(book.venue, new_york(MONDAY, 18))
+    assert book.account.qty("ACME") == (-60 if back == "sell" else 60)
+
+
+@pytest.mark.parametrize(
+    ("wish", "new", "message"),
+    [
+        ({"suspend_trade": True}, {}, "new orders are rejected by user request"),
+        ({"no_shorting": True}, {"side": "sell"}, "account is not allowed to short"),
+        ({"fractional_trading": False}, {"qty": "0.5"}, "fractional trading is not enabled for this account"),
+        ({"max_margin_multiplier": Decimal(1)}, {"qty": 1001}, "insufficient buying power"),
+    ],
+)
+def test_an_owner_may_forbid_his_account_much(open_book, wish, new, message):
+    book = open_book()
+    floor.configure(book, **wish)
+    assert refused(book, order(**new)).message == message
+    assert refused(open_book(bars=None), order(**new)).message == message
+
+
+@given(st.lists(st.tuples(st.sampled_from("bsBSc"), st.integers(1, 40), st.booleans()), max_size=25))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_running_sums_are_those_of_all_open_orders(open_book, moves):
+    book = open_book(state=None)
+    floor.submit(book, order(qty=50, force="opg"))
+    floor.step(book.venue, new_york(MONDAY, 12))
+    for what, qty, far in moves:
+        with contextlib.suppress(Reject):
+            if what == "c" and book.working:
+                floor.cancel(book, list(book.working)[qty % len(book.working)])
+            elif what != "c":
+                kind = {"kind": "limit", "limit_price": 90 if what in "bB" else 110} if far else {}
+                floor.submit(
+                    book,
+                    order("buy" if what in "bB" else "sell", qty, symbol="ACME" if what in "bs" else "BETA", **kind),
+                )
+        assert book.reserved == reserved(book.working.values(), book.account.positions, book.venue.prices)
+        for symbol in ("ACME", "BETA"):
+            for side in Side:
+                mine = [o for o in book.working.values() if (o.symbol, o.side) == (symbol, side)]
+                assert book.line(symbol, side).shares == sum(o.qty for o in mine)
+
+
+# Cancel and replace
+
+
+def test_an_order_is_replaced_when_the_market_has_it(open_book):
+    book = open_book()
+    sent = floor.submit(book, order(kind="limit", limit_price=90))
+    with pytest.raises(Reject, match="accepted"):
+        floor.replace_order(book, sent.id, qty=Decimal(5))
+    floor.step(book.venue, new_york(MONDAY, 10))
+    assert floor.replace_order(book, sent.id, qty=Decimal(5)).qty == 5
+
+
+def test_a_partly_filled_order_is_replaced_for_the_rest_and_a_chain_counts_all_fills(open_book):
+    book = open_book(slippage_bps=0)
+    first = floor.submit(book, order(symbol="BETA", qty=250, kind="limit", limit_price=22, force="gtc"))
+    floor.step(book.venue, new_york(MONDAY, 18))
+    assert book.orders[first.id].filled_qty == 100
+    with pytest.raises(Reject, match="more than the 100 shares"):
+        floor.replace_order(book, first.id, qty=Decimal(100))
+    second = floor.replace_order(book, first.id, limit_price=Decimal("21.50"))
+    assert (second.qty, second.filled_qty, second.replaces) == (150, 0, first.id)
+    floor.step(book.venue, new_york(TUESDAY, 12))
+    assert book.orders[second.id].filled_qty == 100
+    third = floor.replace_order(book, second.id, qty=Decimal(220))
+    assert third.qty == 20
+    floor.step(book.venue, new_york(TUESDAY, 18))
+    chain = [book.orders[o.id] for o in (first, second, third)]
+    assert [(o.status, o.filled_qty) for o in chain] == [("replaced", 100), ("replaced", 100), ("new", 0)]
+    assert [a.order_id for a in book.activities if a.kind == "FILL"] == [first.id, second.id]
+    assert book.account.qty("BETA") == 200
+
+
+@pytest.mark.parametrize("end", ["filled", "canceled", "replaced"])
+def test_what_is_over_is_neither_replaced_nor_canceled(open_book, end):
+    book = open_book(start=new_york(MONDAY, 10))
+    sent = floor.submit(book, order(kind="limit", limit_price=110 if end == "filled" else 50))
+    if end == "filled":
+        floor.step(book.venue, new_york(MONDAY, 18))
+    elif end == "canceled":
+        floor.cancel(book, sent.id)
+    else:
+        floor.replace_order(book, sent.id, qty=Decimal(7))
+    for attempt in (lambda: floor.cancel(book, sent.id), lambda: floor.replace_order(book, sent.id, qty=Decimal(9))):
+        with pytest.raises(Reject, match=f'already in "{end}" state') as no:
+            attempt()
+        assert (no.value.status, no.value.code) == (422, 42210000)
+
+
+def test_a_replacement_needs_only_what_it_adds_and_takes_a_new_id(open_book):
+    book = open_book(start=new_york(MONDAY, 10), multiplier=1)
+    sent = floor.submit(book, order(qty=900, kind="limit", limit_price=100, client_order_id="a"))
+    with pytest.raises(Reject, match="insufficient buying power"):
+        floor.replace_order(book, sent.id, qty=Decimal(1100))
+    with pytest.raises(Reject, match="must be unique"):
+        floor.replace_order(book, sent.id, qty=Decimal(950), client_order_id="a")
+    new = floor.replace_order(book, sent.id, qty=Decimal(950), client_order_id="b")
+    assert refused(book, order(qty=1, kind="limit", limit_price=90, client_order_id="a")).code == 40010001
+    assert (new.client_order_id, book.reserved) == ("b", 95_000)

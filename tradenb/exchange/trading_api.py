@@ -151,13 +151,13 @@ def orders_router() -> APIRouter:
         await floor.settled(book.venue)
         return answer(order_json(order))
 
-    @router.delete("/orders")
+    @router.delete("/orders", status_code=207)
     async def cancel_orders(book: Mine) -> Response:
         done = [{"id": o.id, "status": 200, "body": order_json(o)} for o in floor.revoke_all(book)]
         await floor.settled(book.venue)
         return answer(done, 207)
 
-    @router.delete("/orders/{order_id}")
+    @router.delete("/orders/{order_id}", status_code=204)
     async def cancel_order(order_id: str, book: Mine) -> Response:
         floor.revoke(book, order_id)
         await floor.settled(book.venue)
@@ -239,7 +239,7 @@ def positions_router() -> APIRouter:
         await floor.settled(book.venue)
         return answer(order)
 
-    @router.delete("/positions")
+    @router.delete("/positions", status_code=207)
     async def close_positions(book: Mine, cancel_orders: bool = False) -> Response:
         with book.venue.lock:
             if cancel_orders:
@@ -501,6 +501,7 @@ def elsewhere_router() -> APIRouter:
     for path, what in NOT_OFFERED.items():
         for end in ("", ":by_name", "/{rest:path}"):
             router.add_api_route(f"/{path}{end}", _refusal(what), methods=METHODS)
+    router.add_api_route("/positions/{symbol}/exercise", _refusal("options"), methods=["POST"])
     return router
 
 
