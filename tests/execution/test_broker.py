@@ -78,23 +78,22 @@ def test_an_order_that_is_there_already_is_found_not_rejected(
 
 
 def test_a_broker_that_asks_for_patience_gets_it(
-    wire: Any, wire_broker: Broker, order: StoredOrder, monkeypatch: pytest.MonkeyPatch
+    wire: Any, order: StoredOrder
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("tradenb.execution.broker.sleep", waits.append)
     wire.script, wire.retry_after = ["429", "503"], "3"
-    assert isinstance(wire_broker.submit(order), Confirmed)
+    broker = Broker(alpaca_client(wire.url, "K", "S", 0.3), wire.url, backoff_s=0.005, sleep=waits.append)
+    assert isinstance(broker.submit(order), Confirmed)
     assert waits[0] == 3
     assert 0.01 <= waits[1] <= 0.0125
 
 
 def test_waits_double_from_the_settings_and_spread(
-    wire: Any, order: StoredOrder, monkeypatch: pytest.MonkeyPatch
+    wire: Any, order: StoredOrder
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("tradenb.execution.broker.sleep", waits.append)
     wire.script = ["503"] * 4
-    Broker(alpaca_client(wire.url, "K", "S", 1), wire.url, attempts=4, backoff_s=2).submit(order)
+    Broker(alpaca_client(wire.url, "K", "S", 1), wire.url, attempts=4, backoff_s=2, sleep=waits.append).submit(order)
     assert [int(w // b) for w, b in zip(waits, (2, 4, 8), strict=True)] == [1, 1, 1]
     assert all(w <= b * 1.25 for w, b in zip(waits, (2, 4, 8), strict=True))
 
@@ -147,7 +146,7 @@ def test_activities_become_entries() -> None:
         "DIVNRA": "dividend",
         "JNLC": "deposit",
         "MA": "delisting",
-        "INT": "other",
+        "INT": "interest",
         "CFEE": "fee",
     }.items():
         event = entry_of({"activity_type": kind, "id": kind, "date": "2017-06-01", "net_amount": "-1.5", "qty": "3"})

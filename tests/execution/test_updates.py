@@ -153,7 +153,7 @@ def test_corporate_actions_fees_and_delistings_keep_the_cash_equal_to_the_cent(
         catch_up(gateway)
         books_agree(gateway)
     kinds = {entry.kind for entry in ledger.entries() if hasattr(entry, "kind")}
-    assert kinds == {"deposit", "split", "dividend", "delisting", "fee"}
+    assert kinds == {"deposit", "split", "dividend", "delisting", "fee", "journal"}
     assert ledger.positions()["S01"].qty == Decimal(315)
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Entry', 'MOVES_SHARES', 'UNIT', 'INFERRED', 'Fill', 'CashEvent', 'symbols_of', 'rounded', 'Position', 'traded',
-           'multiplied', 'delisted', 'acted', 'joined', 'parted', 'in_order', 'stepped', 'applied', 'standing',
-           'fold_positions', 'Account', 'fold_account', 'inferred_id', 'gap_price', 'inferred_fill', 'Void',
+           'multiplied', 'delisted', 'journaled', 'acted', 'joined', 'parted', 'in_order', 'stepped', 'applied',
+           'standing', 'fold_positions', 'Account', 'fold_account', 'inferred_id', 'gap_price', 'inferred_fill', 'Void',
            'Replacement', 'replaced']
 
 # %% ../../nbs/execution/03_entries.ipynb #cc95c706
@@ -77,7 +77,7 @@ class CashEvent:
 
 
 Entry = Fill | CashEvent
-MOVES_SHARES = frozenset({"split", "stock_dividend", "delisting", "symbol_change", "spin_off"})
+MOVES_SHARES = frozenset({"split", "stock_dividend", "delisting", "symbol_change", "spin_off", "journal"})
 
 
 def symbols_of(
@@ -154,10 +154,21 @@ def delisted(position: Position, event: CashEvent) -> Position:
     return replace(position, qty=total, avg_entry_price=average, realised_pnl=realised)
 
 
+def journaled(position: Position, event: CashEvent) -> Position:
+    "The position after shares moved in kind (a merger, a new name, a spin-off): like a trade at their worth, without its cash"
+    qty, price, cost = (Decimal(str(v or 0)) for v in (event.qty, event.detail.get("price"), event.detail.get("cost")))
+    after = traded(position, qty, price)
+    if not cost or not after.qty:
+        return after
+    return replace(after, avg_entry_price=rounded(after.avg_entry_price + cost / after.qty))
+
+
 def acted(position: Position, event: CashEvent) -> Position:
     "The position after an event of its own symbol; most leave it as it is"
     if event.kind in ("split", "stock_dividend"):
         return multiplied(position, event)
+    if event.kind == "journal":
+        return journaled(position, event)
     return delisted(position, event) if event.kind == "delisting" else position
 
 # %% ../../nbs/execution/03_entries.ipynb #3b8294c8

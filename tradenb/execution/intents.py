@@ -177,6 +177,8 @@ Guard = Callable[[Connection, OrderIntent, str, Parent | None], Verdict]  # the 
 def new_order(intent: OrderIntent, asked: Admission, allowed: Allowed | None, now: datetime) -> StoredOrder:
     "The order as it is stored first"
     wanted = {name: getattr(intent, name) for name in _INTENT}
+    wanted |= {"side": Side(intent.side), "type": OrderType(intent.type)}
+    wanted |= {"time_in_force": TimeInForce(intent.time_in_force)}
     empty = dict.fromkeys(("broker_order_id", "filled_avg_price", "reason", "submitted_at"))
     passed = {"value": allowed.value, "reference_price": allowed.reference_price} if allowed else {}
     part = {"parent_id": asked.parent.id, "parent_qty": asked.parent.qty} if asked.parent else {}
