@@ -18,6 +18,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..core.clock import NEW_YORK, new_york
@@ -114,7 +115,7 @@ class Tolerance:
 
 TOLERANCE = Tolerance()
 
-# %% ../../nbs/execution/12_reconcile.ipynb #2e29930e
+# %% ../../nbs/execution/12_reconcile.ipynb #2129cd22
 @dataclass(frozen=True)
 class Look:
     "Both books at about the same moment"
@@ -131,22 +132,41 @@ class Look:
     cache: Sequence[str] = ()  # where cached positions are not the fold
     at: datetime | None = None  # our clock, for leases
 
-    @property
+    @cached_property
     def missing(self) -> dict[str, Fill]:
         "The broker's fills that we do not have"
         return {i: f for i, f in self.their_fills.items() if i not in self.fills}
 
-    @property
+    @cached_property
     def extra(self) -> dict[str, Fill]:
         "Our fills that the broker's history does not have; inferred ones are not expected there"
         return {i: f for i, f in self.fills.items() if i not in self.their_fills and f.origin != INFERRED}
+
+    @cached_property
+    def inferred(self) -> dict[str, Fill]:
+        "Our fills that stand for executions which the history does not show"
+        return {i: f for i, f in self.fills.items() if f.origin == INFERRED}
+
+    @cached_property
+    def fills_of(self) -> dict[str, list[Fill]]:
+        "Ours, by the broker's order id"
+        found = defaultdict[str, list[Fill]](list)
+        for fill in self.fills.values():
+            found[fill.broker_order_id or ""].append(fill)
+        return found
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        "client_order_id by the broker's order id"
+        listed = {order.id: name for name, order in self.their_orders.items()}
+        return {o.broker_order_id: name for name, o in self.orders.items() if o.broker_order_id} | listed
 
 # %% ../../nbs/execution/12_reconcile.ipynb #2eb1f2b3
 def counted(look: Look, theirs: BrokerOrder) -> list[Fill]:
     "What is booked of an order at the broker, as one execution where only the sum is known"
     ours = look.orders.get(theirs.client_order_id)
     if ours is None:
-        return [f for f in look.fills.values() if f.broker_order_id == theirs.id]
+        return look.fills_of.get(theirs.id, [])
     if not ours.filled_qty or look.at is None or ours.filled_avg_price is None:
         return []
     return [Fill("counted", ours.symbol, ours.side, ours.filled_qty, ours.filled_avg_price, look.at)]
@@ -265,7 +285,7 @@ def compare_orders(look: Look, late: Mapping[str, Fill]) -> list[Difference]:
     foreign = [foreign_order(look, n, o, late) for n, o in look.their_orders.items() if n not in look.orders]
     return [difference for difference in found if difference] + foreign
 
-# %% ../../nbs/execution/12_reconcile.ipynb #2129cd22
+# %% ../../nbs/execution/12_reconcile.ipynb #1a249f8a
 def text_of(fill: Fill | None) -> str:
     "An execution in a line"
     return f"{fill.side} {canonical(fill.qty)} {fill.symbol} at {canonical(fill.price)}" if fill else "none"
@@ -273,7 +293,7 @@ def text_of(fill: Fill | None) -> str:
 
 def is_proven(look: Look, fill: Fill) -> bool:
     "Whether the broker's order covers what we have booked of it, this execution included"
-    order = next((o for o in look.their_orders.values() if o.id == fill.broker_order_id), None)
+    order = look.their_orders.get(look.names.get(fill.broker_order_id or "", ""))
     return order is not None and sum((f.qty for f in counted(look, order)), Decimal(0)) <= order.filled_qty
 
 
@@ -288,9 +308,9 @@ def extra_fill(look: Look, name: str, fill: Fill) -> Difference:
 
 def missing_fill(look: Look, name: str, fill: Fill) -> Difference:
     "An execution that only the broker has"
-    inferred = any(f.origin == INFERRED and f.broker_order_id == fill.broker_order_id for f in look.fills.values())
-    ours = any(o.broker_order_id == fill.broker_order_id for o in look.orders.values())
-    ours |= any(o.id == fill.broker_order_id and n in look.orders for n, o in look.their_orders.items())
+    order = fill.broker_order_id or ""
+    inferred = any(f.origin == INFERRED for f in look.fills_of.get(order, []))
+    ours = look.names.get(order) in look.orders
     if inferred:
         cause = because(Cause.LATE_FILL, "takes the place of what was inferred")
     elif ours:
@@ -299,7 +319,7 @@ def missing_fill(look: Look, name: str, fill: Fill) -> Difference:
         cause = because(Cause.MANUAL_TRADE, "of an order that we did not send")
     return Difference("fill", name, "none", text_of(fill), cause, -fill.side.sign * fill.qty)
 
-# %% ../../nbs/execution/12_reconcile.ipynb #1a249f8a
+# %% ../../nbs/execution/12_reconcile.ipynb #3e71e755
 def compare_fills(look: Look) -> list[Difference]:
     "Executions by id, in both directions, with quantity and price"
     both = look.fills.keys() & look.their_fills.keys()
@@ -310,11 +330,7 @@ def compare_fills(look: Look) -> list[Difference]:
         *(Difference("fill", i, text_of(look.fills[i]), text_of(look.their_fills[i]), cause) for i in apart),
         *(extra_fill(look, i, f) for i, f in sorted(look.extra.items())),
         *(missing_fill(look, i, f) for i, f in sorted(look.missing.items())),
-        *(
-            Difference("fill", i, text_of(f), "none", waiting, settled=True)
-            for i, f in sorted(look.fills.items())
-            if f.origin == INFERRED
-        ),
+        *(Difference("fill", i, text_of(f), "none", waiting, settled=True) for i, f in sorted(look.inferred.items())),
     ]
 
 
@@ -402,7 +418,7 @@ def compare_cash(
         cause = because(Cause.FEE, "as much as a fee that is not listed yet")
     return [Difference("cash", "cash", canonical(ours), canonical(theirs), cause, gap)]
 
-# %% ../../nbs/execution/12_reconcile.ipynb #3e71e755
+# %% ../../nbs/execution/12_reconcile.ipynb #2e29930e
 def fees_of(look: Look, tolerance: Tolerance) -> Decimal:
     "What fees of the newest day's trades may come to, dollars"
     days = defaultdict[date, Decimal](Decimal)
@@ -413,7 +429,7 @@ def fees_of(look: Look, tolerance: Tolerance) -> Decimal:
 
 def rounding_of(look: Look, late: Mapping[str, Fill], tolerance: Tolerance) -> Decimal:
     "How far off inferred fills may be: the broker rounds the average of the whole order"
-    orders = {f.broker_order_id for f in [*look.fills.values(), *late.values()] if f.origin == INFERRED}
+    orders = {f.broker_order_id for f in [*look.inferred.values(), *late.values()]}
     qty = sum((o.filled_qty for o in look.their_orders.values() if o.id in orders), Decimal(0))
     return qty * tolerance.price
 
