@@ -2,12 +2,14 @@
 
 import gc
 import json
+import threading
 import weakref
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import httpx
 import pytest
+import requests
 from alpaca.common.exceptions import APIError
 from alpaca.data.historical import StockHistoricalDataClient
 from alpaca.data.requests import (
@@ -17,6 +19,7 @@ from alpaca.data.requests import (
     StockLatestTradeRequest,
 )
 from alpaca.data.timeframe import TimeFrame
+from alpaca.trading.client import TradingClient
 from alpaca.trading.enums import OrderSide, OrderStatus, OrderType, QueryOrderStatus, TimeInForce
 from alpaca.trading.requests import (
     ClosePositionRequest,
@@ -32,14 +35,30 @@ from alpaca.trading.requests import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
-from tradenb.core.clock import new_york
+from tradenb.core.calendar import sessions
+from tradenb.core.clock import new_york, sleep
 from tradenb.core.errors import ConfigError, SourceError
 from tradenb.core.settings import load
 from tradenb.core.web import serving
-from tradenb.exchange.service import create_app, from_settings
+from tradenb.exchange.faults import Plan, Rule
+from tradenb.exchange.service import create_app, from_settings, horizon
 
+from .conftest import Running
+
+KEYS = ("PKTEST", "secret-of-the-test")
+HEADERS = dict(zip(("APCA-API-KEY-ID", "APCA-API-SECRET-KEY"), KEYS, strict=True))
+ORDER = {"symbol": "ACME", "side": "buy", "type": "market", "time_in_force": "cls", "qty": 10}
 FRIDAY, MONDAY, TUESDAY, WEDNESDAY = date(2024, 3, 1), date(2024, 3, 4), date(2024, 3, 5), date(2024, 3, 6)
+
+
+def wait_until(true, seconds: float = 5) -> None:
+    for _ in range(int(seconds * 100)):
+        if true():
+            return
+        sleep(0.01)
+    raise AssertionError("it did not happen")
 
 
 def market(symbol="ACME", qty=10, side=OrderSide.BUY, force=TimeInForce.CLS, **more) -> MarketOrderRequest:
@@ -373,3 +392,266 @@ def test_a_stopped_exchange_lets_go_of_its_feed(tmp_path, feed):
     del app
     gc.collect()
     assert seen() is None
+
+
+# Accounts.
+
+
+def account(exchange, name: str, **terms) -> TradingClient:
+    opened = exchange.http.post("/admin/accounts", json={"name": name, **terms})
+    assert opened.status_code == 201, opened.text
+    return TradingClient(opened.json()["key_id"], opened.json()["secret_key"], url_override=exchange.url)
+
+
+def test_accounts_share_the_market_and_nothing_else(serve):
+    exchange = serve(slippage_bps=0)
+    one, two = account(exchange, "one", cash="50000", multiplier="2"), account(exchange, "two", cash="9000.50")
+    sent = one.submit_order(market(qty=100, client_order_id="same-name"))
+    assert two.submit_order(market(qty=5, client_order_id="same-name")).id != sent.id
+    with pytest.raises(APIError) as unknown:
+        two.get_order_by_id(sent.id)
+    assert unknown.value.status_code == 404
+    two.cancel_orders()
+    exchange.step(new_york(MONDAY, 18))
+    assert [p.qty for p in one.get_all_positions()] == ["100"]
+    assert two.get_all_positions() == exchange.trading.get_all_positions() == []
+    told = {a["name"]: a for a in exchange.http.get("/admin/accounts").json()}
+    assert {name: (a["cash"], a["multiplier"], a["positions"]) for name, a in told.items()} == {
+        "paper": ("1000000", "4", 0), "one": ("39900", "2", 1), "two": ("9000.5", "4", 0),
+    }  # fmt: skip
+    assert one.get_account().account_number != two.get_account().account_number
+
+
+def test_a_secret_is_told_once_and_stored_as_a_digest(serve, tmp_path):
+    exchange = serve()
+    opened = exchange.http.post("/admin/accounts", json={"name": "mine"}).json()
+    listed = exchange.http.get("/admin/accounts").text
+    stored = b"".join(path.read_bytes() for path in tmp_path.glob("exchange.db*"))
+    for secret in (opened["secret_key"], "secret-of-the-test"):
+        assert secret not in listed
+        assert secret.encode() not in stored
+    assert opened["key_id"] in listed
+
+
+def test_only_the_settings_pair_administers(serve):
+    exchange = serve()
+    mine = account(exchange, "mine")
+    for method, path in (
+        ("GET", "/clock"),
+        ("POST", "/clock"),
+        ("GET", "/accounts"),
+        ("POST", "/faults"),
+        ("POST", "/feed/reload"),
+    ):
+        with pytest.raises(APIError) as refused:
+            mine._request(method, path, {}, api_version="admin")
+        assert (refused.value.status_code, refused.value.code) == (403, 40310000)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {"name": ""}, {"name": "a b"}, {"name": "paper"}, {"name": "x", "cash": "-1"}, {"name": "x", "cash": "NaN"},
+     {"name": "x", "multiplier": 0}, {"name": "x", "multiplier": 99}, {"name": "x", "owner": "me"}, {"name": "x" * 65}],
+)  # fmt: skip
+def test_an_account_that_cannot_be_is_refused(serve, wrong):
+    refused = serve().http.post("/admin/accounts", json=wrong)
+    assert (refused.status_code, refused.json()["code"]) == (422, 40010001)
+
+
+def test_accounts_orders_and_clock_survive_a_restart_and_the_old_secret_does_not(feed, tmp_path):
+    start = lambda secret, **terms: create_app(feed, tmp_path / "x.db", key_id="PKTEST", secret_key=secret, **terms)
+    with serving(start(KEYS[1], start=new_york(MONDAY, 9))) as url, httpx.Client(base_url=url, headers=HEADERS) as http:
+        mine = account(Running(url, None, http, None), "mine", cash="7000")
+        order = mine.submit_order(market(qty=3))
+        http.post("/admin/clock", json={"to": new_york(MONDAY, 12).isoformat()}).raise_for_status()
+    with serving(start("another", multiplier=2)) as url:
+        found = TradingClient(mine._api_key, mine._secret_key, url_override=url)
+        assert (found.get_order_by_id(order.id).status, found.get_account().cash) == (OrderStatus.NEW, "7000")
+        assert found.get_clock().timestamp == new_york(MONDAY, 12)
+        assert found.get_account().multiplier == "4"
+        assert TradingClient("PKTEST", "another", url_override=url).get_account().multiplier == "2"
+        assert httpx.get(f"{url}/v2/account", headers=HEADERS).status_code == 403
+
+
+# The clock that runs.
+
+
+def test_time_runs_at_its_speed_trades_the_sessions_on_its_way_and_stops_at_the_feed_s_end(feed, tmp_path):
+    app = create_app(
+        feed, tmp_path / "x.db", key_id=KEYS[0], secret_key=KEYS[1], start=new_york(MONDAY, 15, 59), speed=30
+    )
+    venue = app.state.venue
+    with serving(app) as url, httpx.Client(base_url=url, headers=HEADERS) as http:
+        http.post("/v2/orders", json=ORDER | {"time_in_force": "day"}).raise_for_status()
+        wait_until(lambda: venue.now >= new_york(MONDAY, 16), 20)
+        assert http.get("/v2/positions").json()[0]["qty"] == "10"
+        assert http.get("/admin/clock").json()["speed"] == 30
+        http.post("/admin/clock", json={"speed": 100_000}).raise_for_status()
+        end = new_york(WEDNESDAY, 20)
+        wait_until(lambda: venue.now > end, 20)
+        wait_until(lambda: venue.now == horizon(venue), 20)
+        http.post("/admin/clock", json={"speed": 0}).raise_for_status()
+        stood = venue.now
+        sleep(0.6)
+        assert venue.now == stood < new_york(date(2024, 3, 7), 9, 30)
+        assert len(venue.books["paper"].closes) == 3
+    assert not vars(venue)
+
+
+def test_a_clock_that_is_told_nothing_stands(feed, tmp_path):
+    app = create_app(feed, tmp_path / "x.db", key_id=KEYS[0], secret_key=KEYS[1], start=new_york(MONDAY, 9))
+    with serving(app) as url:
+        sleep(0.6)
+        assert httpx.get(f"{url}/health").json()["now"] == "2024-03-04T14:00:00Z"
+        for wrong in ({}, {"speed": -1}, {"speed": 1e6}, {"to": None}, {"too": "2024-03-05T12:00:00Z"}):
+            assert httpx.post(f"{url}/admin/clock", json=wrong, headers=HEADERS).status_code == 422
+
+
+def test_orders_are_taken_while_a_long_step_is_on_its_way(serve):
+    days = sessions(date(2023, 1, 3), WEDNESDAY)
+    rows = [("ACME", day, 99.0, 101.0, 98.0, 100.0, 50_000) for day in days]
+    exchange = serve(bars=rows, at=new_york(days[0], 9))
+    stepping = threading.Thread(target=exchange.step, args=(new_york(WEDNESDAY, 18),))
+    stepping.start()
+    taken = 0
+    while stepping.is_alive():
+        exchange.http.post(
+            "/v2/orders", json=ORDER | {"time_in_force": "gtc", "type": "limit", "limit_price": 5}
+        ).raise_for_status()
+        taken += 1
+    stepping.join()
+    assert taken > 1
+    assert exchange.http.get("/admin/clock").json()["now"] == "2024-03-06T23:00:00Z"
+
+
+# The rate.
+
+
+def test_there_is_a_rate_limit_only_where_one_is_asked_for(serve):
+    exchange = serve(rate_limit=5)
+    answers = [exchange.http.get("/v2/clock") for _ in range(7)]
+    assert [a.status_code for a in answers] == [200] * 5 + [429] * 2
+    assert (answers[-1].json()["code"], 0 < int(answers[-1].headers["retry-after"]) <= 60) == (42910000, True)
+    assert httpx.get(f"{exchange.url}/health").status_code == 200
+
+
+# Faults through the whole exchange.
+
+
+def plan(exchange, *rules, seed=7) -> None:
+    exchange.http.post("/admin/faults", json={"seed": seed, "rules": list(rules)}).raise_for_status()
+
+
+def test_an_order_whose_answer_was_lost_is_there_and_one_that_never_arrived_is_not(serve):
+    exchange = serve()
+    exchange.trading._retry = 0
+    for kind in (
+        "reset_after",
+        "reset_before",
+        "gateway_timeout_after",
+        "gateway_timeout_before",
+        "reject",
+        "server_error",
+    ):
+        plan(exchange, {"on": "POST /v2/orders", "kind": kind})
+        with pytest.raises((APIError, requests.ConnectionError)):
+            exchange.trading.submit_order(limit(50, client_order_id=kind))
+    told = exchange.http.delete("/admin/faults").json()
+    assert (told["count"], told["rules"][0]["fired"], told["done"][0]["subject"]) == (1, 1, "POST /v2/orders")
+    assert told["done"][0]["account"] == "paper"
+    assert {o.client_order_id for o in exchange.trading.get_orders()} == {"reset_after", "gateway_timeout_after"}
+
+
+def test_the_stock_client_s_own_repeat_on_504_is_refused_as_a_duplicate(serve):
+    "It posts again by itself; the name of the order is what keeps it from being there twice."
+    exchange = serve()
+    exchange.trading._retry, exchange.trading._retry_wait = 1, 0
+    plan(exchange, {"on": "POST /v2/orders", "kind": "gateway_timeout_after", "times": 1})
+    with pytest.raises(APIError) as refused:
+        exchange.trading.submit_order(limit(50, client_order_id="once"))
+    assert refused.value.code == 40010001
+    assert len(exchange.trading.get_orders()) == 1
+
+
+def test_a_plan_is_refused_whole_or_taken_whole(serve):
+    exchange = serve()
+    plan(exchange, {"on": "GET /v2/clock", "kind": "slow", "seconds": 0})
+    wrong = exchange.http.post(
+        "/admin/faults", json={"rules": [{"kind": "slow"}, {"kind": "drop_event", "on": "POST /v2/orders"}]}
+    )
+    assert (wrong.status_code, wrong.json()["code"]) == (422, 40010001)
+    assert "never happens on" in wrong.json()["message"]
+    assert len(exchange.http.get("/admin/faults").json()["rules"]) == 1
+
+
+def test_fills_are_made_partial_and_accepted_orders_rejected_on_request(serve):
+    exchange = serve(slippage_bps=0)
+    exchange.trading.submit_order(market(qty=40, force=TimeInForce.GTC, client_order_id="part"))
+    exchange.trading.submit_order(market(qty=7, symbol="BETA", client_order_id="rejected"))
+    rules = (
+        {"on": "match/ACME", "kind": "partial_fill", "share": 0.25, "times": 1},
+        {"on": "match/BETA", "kind": "reject_later"},
+    )
+    plan(exchange, *rules)
+    exchange.step(new_york(MONDAY, 12))
+    part, rejected = (exchange.trading.get_order_by_client_id(name) for name in ("part", "rejected"))
+    assert (part.status, part.filled_qty) == (OrderStatus.PARTIALLY_FILLED, "10")
+    assert rejected.status is OrderStatus.REJECTED
+    exchange.step(new_york(MONDAY, 18))
+    assert exchange.trading.get_order_by_client_id("part").status is OrderStatus.FILLED
+    assert [p.qty for p in exchange.trading.get_all_positions()] == ["40"]
+
+
+def test_a_plan_from_the_beginning_is_in_force_with_the_first_request(serve):
+    exchange = serve(plan=Plan(seed=3, rules=(Rule(kind="rate_limited", on="GET /v2/*", seconds=4),)))
+    refused = exchange.http.get("/v2/clock")
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "4")
+
+
+def test_the_same_plan_does_the_same_to_the_same_day(serve):
+    exchange = serve()
+    days = []
+    for n in range(2):
+        rules = (
+            {"on": "POST /v2/orders", "kind": "reject", "probability": 0.4},
+            {"on": "GET /v2/*", "kind": "server_error", "probability": 0.5},
+        )
+        plan(exchange, *rules, seed=11)
+        days.append(
+            [
+                exchange.http.post("/v2/orders", json=ORDER | {"client_order_id": f"{n}-{i}"}).status_code
+                for i in range(30)
+            ]
+        )
+        days[-1] += [exchange.http.get("/v2/clock").status_code for _ in range(30)]
+    assert days[0] == days[1]
+    assert set(days[0]) == {200, 403, 500}
+
+
+# Errors.
+
+
+def test_what_is_not_offered_is_named(serve):
+    http = serve().http
+    for path, word in (
+        ("/v1beta1/news", "news"),
+        ("/v1beta3/crypto/us/latest/bars", "crypto"),
+        ("/v1beta1/options/bars", "options"),
+        ("/v1beta1/screener/stocks/most-actives", "screener"),
+        ("/v2/watchlists", "watchlists"),
+        ("/v2/options/contracts", "options"),
+    ):
+        refused = http.get(path)
+        assert (refused.status_code, refused.json()["code"]) == (404, 40410000)
+        assert word in refused.json()["message"]
+
+
+def test_a_wrong_method_and_a_bug_answer_in_the_same_form(serve):
+    exchange = serve()
+    wrong = exchange.http.put("/v2/orders")
+    assert (wrong.status_code, wrong.json()["code"], "allow" in wrong.headers) == (405, 40510000, True)
+    exchange.app.state.venue.books["paper"].worth = "nonsense"
+    with capture_logs() as logs:
+        bug = exchange.http.get("/v2/account", timeout=60)
+    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["request_crashed"]
+    assert (bug.status_code, bug.json()) == (500, {"code": 50010000, "message": "internal server error occurred"})
