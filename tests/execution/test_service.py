@@ -147,6 +147,8 @@ def test_a_broker_that_is_gone_is_a_503_and_a_restart_resumes(
     serve: Callable[[], httpx.Client], market: Any, eventually: Any
 ) -> None:
     first = serve()
+    before = first.post("/api/v1/orders", json=BODY | {"sequence": 1})
+    assert first.delete(f"/api/v1/orders/{before.json()['client_order_id']}").status_code == 200
     port = market.down()
     answer = first.post("/api/v1/orders", json=BODY)
     assert (answer.status_code, answer.json()["code"]) == (503, "BrokerUnavailable")
@@ -157,7 +159,7 @@ def test_a_broker_that_is_gone_is_a_503_and_a_restart_resumes(
     market.up(port)
     second = serve()
     eventually(lambda: second.get("/health").json()["status"] == "ok")
-    eventually(lambda: second.get("/api/v1/orders").json()["orders"][0]["status"] == "pending_new")
+    eventually(lambda: second.get("/api/v1/orders").json()["orders"][1]["status"] == "pending_new")
     repeated = second.post("/api/v1/orders", json=BODY)
     assert (repeated.status_code, repeated.json()["status"] in WORKING) == (200, True)
 

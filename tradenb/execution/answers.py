@@ -224,6 +224,8 @@ class DifferenceAnswer(BaseModel):
     ours: str
     broker: str
     cause: str
+    gap: Number = Field(description="ours less the broker's, in shares or dollars")
+    settled: bool
 
 
 class ReconciliationAnswer(BaseModel):
@@ -231,7 +233,10 @@ class ReconciliationAnswer(BaseModel):
 
     run_id: str | None
     matched: bool
-    differences: list[DifferenceAnswer]
+    differences: list[DifferenceAnswer] = Field(description="that remain")
+    mended: list[DifferenceAnswer] = Field(description="that are no more, since what was missing was booked")
+    noted: list[DifferenceAnswer] = Field(description="that the books account for: worth knowing, nothing to do")
+    halted: str | None = Field(description="why trading was stopped, if it was")
     checked: dict[str, int]
     account: dict[str, dict[str, Number | None]]
 

@@ -180,7 +180,8 @@ def compared(desk: Desk, asked: ReconciliationRequest) -> dict[str, Any]:
         "broker": {name: getattr(result.account, name) for name in SIDE_BY_SIDE},
     }
     told = {"run_id": asked.run_id, "matched": result.matched, "checked": dict(result.checked), "account": sides}
-    return told | {"differences": [asdict(difference) for difference in result.differences]}
+    lines = {name: [asdict(line) for line in getattr(result, name)] for name in ("differences", "mended", "noted")}
+    return told | lines | {"halted": result.halted}
 
 
 def books_router(key: Any) -> APIRouter:
