@@ -27,7 +27,7 @@ from .matching import Order
 SCHEMA = """
 create table if not exists clock (one integer primary key check (one = 1), now text not null);
 create table if not exists accounts (name text primary key, body text not null);
-create table if not exists orders (id text primary key, account text not null, client_order_id text not null, sequence integer not null, body text not null, unique (account, client_order_id));
+create table if not exists orders (account text not null, sequence integer not null, body text not null, primary key (account, sequence)) without rowid;
 create table if not exists activities (number integer primary key autoincrement, account text not null, id text not null unique, body text not null);
 create table if not exists closes (account text not null, date text not null, equity text not null, primary key (account, date));
 """
@@ -108,13 +108,13 @@ def migrate(db: sqlite3.Connection) -> None:
 
 
 MOVED = {
-    "orders": "id, client_order_id, sequence, body",
+    "orders": "sequence, body",
     "activities": "number, id, body",
     "closes": "date, equity",
 }
 
 # %% ../../nbs/exchange/04_store.ipynb #4d58bd6c
-_UPSERT = "insert into orders values (?, ?, ?, ?, ?) on conflict (id) do update set body = excluded.body"
+_UPSERT = "insert or replace into orders values (?, ?, ?)"
 _ADD = "insert into activities (account, id, body) values (?, ?, ?)"
 _CLOCK = "insert into clock values (1, ?) on conflict (one) do update set now = excluded.now"
 
@@ -122,7 +122,7 @@ _CLOCK = "insert into clock values (1, ?) on conflict (one) do update set now = 
 def _insert(db: sqlite3.Connection, write: Write) -> None:
     name = write.account
     for o in write.orders:
-        db.execute(_UPSERT, (o.id, name, o.client_order_id, o.sequence, encode_order(o)))
+        db.execute(_UPSERT, (name, o.sequence, encode_order(o)))
     for a in write.activities:
         db.execute(_ADD, (name, a.id, _ACTIVITY.dump_json(a).decode()))
     if write.profile is not None:
@@ -139,7 +139,7 @@ def read_all(db: sqlite3.Connection) -> Stored:
     now = db.execute("select now from clock").fetchone()
     profiles = [_PROFILE.validate_json(body) for (body,) in db.execute("select body from accounts order by rowid")]
     found = {p.name: Records(p) for p in profiles}
-    for name, body in db.execute("select account, body from orders order by sequence"):
+    for name, body in db.execute("select account, body from orders order by account, sequence"):
         found[name].orders.append(_ORDER.validate_json(body))
     for name, body in db.execute("select account, body from activities order by number"):
         found[name].activities.append(_ACTIVITY.validate_json(body))
