@@ -69,6 +69,8 @@ class Clerk:
         held, cost = self.qty.get(symbol, Fraction(0)), self.cost.get(symbol, Fraction(0))
         if entry.kind in ("split", "stock_dividend"):
             self.qty[symbol] = held * Fraction(entry.ratio or 1)
+        elif entry.kind == "journal":
+            self.trade(symbol, Fraction(entry.qty or 0), Fraction(entry.detail["price"]))
         elif entry.kind == "delisting":
             self.realised[symbol] = self.realised.get(symbol, Fraction(0)) + Fraction(entry.amount) - cost
             self.qty[symbol] = self.cost[symbol] = Fraction(0)
@@ -99,6 +101,10 @@ def histories(draw: st.DrawFn) -> list[Entry]:
             entries.append(CashEvent(f"e{n:02}", kind, Decimal(0), when, symbol, ratio=ratio))
         elif kind == "delisting":
             entries.append(CashEvent(f"e{n:02}", kind, draw(prices), when, symbol))
+        elif kind == "journal":
+            qty = draw(quantities) * draw(st.sampled_from([1, -1]))
+            worth = {"price": str(draw(prices))}
+            entries.append(CashEvent(f"e{n:02}", kind, Decimal(0), when, symbol, qty=qty, detail=worth))
         elif kind in ("spin_off", "symbol_change"):
             detail = {"into": into} | ({"cost_share": "0.3"} if kind == "spin_off" else {})
             entries.append(CashEvent(f"e{n:02}", kind, Decimal(0), when, symbol, ratio=ratio, detail=detail))
@@ -130,7 +136,9 @@ def test_cash_and_cost_are_what_came_in_and_what_was_earned(entries: list[Entry]
     cost = sum((p.qty * p.avg_entry_price for p in held), Decimal(0))
     realised = sum((p.realised_pnl for p in held), Decimal(0))
     came = account.deposits + account.dividends + account.interest - account.fees - account.borrow
-    assert abs(account.cash + cost - came - realised) < Decimal("0.001")
+    journals = [e for e in entries if isinstance(e, CashEvent) and e.kind == "journal"]
+    in_kind = sum(((e.qty or 0) * Decimal(e.detail["price"]) for e in journals), Decimal(0))
+    assert abs(account.cash + cost - came - realised - in_kind) < Decimal("0.001")
     assert account.cash == came + account.trades + account.other
 
 
@@ -229,6 +237,16 @@ def test_a_spin_off_takes_its_share_of_the_cost_along() -> None:
     free = replace(spun, detail={"into": "PYPL"})
     assert fold_positions([bought, free])["PYPL"].avg_entry_price == 0
     assert fold_positions([bought, free])["EBAY"].avg_entry_price == 60
+
+
+def test_a_brokers_two_lines_move_shares_and_cost_without_a_profit() -> None:
+    bought = Fill("x1", "FB", Side.BUY, Decimal(10), Decimal(180), MORNING)
+    out = CashEvent("j1", "journal", Decimal(0), at(1), "FB", Decimal(-10), detail={"price": "180"})
+    into = CashEvent("j2", "journal", Decimal(0), at(1), "META", Decimal(10), detail={"price": "180"})
+    held = fold_positions([bought, out, into])
+    assert held == {"FB": Position("FB"), "META": Position("META", Decimal(10), Decimal(180))}
+    moved = CashEvent("j3", "journal", Decimal(0), at(2), "META", None, detail={"price": "0", "cost": "-300"})
+    assert fold_positions([bought, out, into, moved])["META"].avg_entry_price == 150
 
 
 def test_only_what_moves_shares_touches_positions() -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Entry', 'MOVES_SHARES', 'UNIT', 'INFERRED', 'Fill', 'CashEvent', 'symbols_of', 'rounded', 'Position', 'traded',
-           'multiplied', 'delisted', 'journaled', 'acted', 'joined', 'parted', 'in_order', 'stepped', 'applied',
+           'multiplied', 'delisted', 'joined', 'parted', 'journaled', 'acted', 'in_order', 'stepped', 'applied',
            'standing', 'fold_positions', 'Account', 'fold_account', 'inferred_id', 'gap_price', 'inferred_fill', 'Void',
            'Replacement', 'replaced']
 
@@ -153,24 +153,6 @@ def delisted(position: Position, event: CashEvent) -> Position:
     average = position.avg_entry_price if total else Decimal(0)
     return replace(position, qty=total, avg_entry_price=average, realised_pnl=realised)
 
-
-def journaled(position: Position, event: CashEvent) -> Position:
-    "The position after shares moved in kind (a merger, a new name, a spin-off): like a trade at their worth, without its cash"
-    qty, price, cost = (Decimal(str(v or 0)) for v in (event.qty, event.detail.get("price"), event.detail.get("cost")))
-    after = traded(position, qty, price)
-    if not cost or not after.qty:
-        return after
-    return replace(after, avg_entry_price=rounded(after.avg_entry_price + cost / after.qty))
-
-
-def acted(position: Position, event: CashEvent) -> Position:
-    "The position after an event of its own symbol; most leave it as it is"
-    if event.kind in ("split", "stock_dividend"):
-        return multiplied(position, event)
-    if event.kind == "journal":
-        return journaled(position, event)
-    return delisted(position, event) if event.kind == "delisting" else position
-
 # %% ../../nbs/execution/03_entries.ipynb #3b8294c8
 def joined(position: Position, qty: Decimal, cost: Decimal) -> Position:
     "The position after shares came to it at a total cost, without a trade; the other way round they meet as a trade does"
@@ -196,6 +178,24 @@ def parted(
         return replace(position, qty=Decimal(0), avg_entry_price=Decimal(0)), joined(other, arriving, cost)
     average = rounded(position.avg_entry_price * (1 - event.cost_share))
     return replace(position, avg_entry_price=average), joined(other, arriving, cost)
+
+# %% ../../nbs/execution/03_entries.ipynb #d4ef5fac
+def journaled(position: Position, event: CashEvent) -> Position:
+    "The position after shares or cost moved in kind: like a trade at their worth, without its cash"
+    qty, price, cost = (Decimal(str(v or 0)) for v in (event.qty, event.detail.get("price"), event.detail.get("cost")))
+    after = traded(position, qty, price)
+    if not cost or not after.qty:
+        return after
+    return replace(after, avg_entry_price=rounded(after.avg_entry_price + cost / after.qty))
+
+
+def acted(position: Position, event: CashEvent) -> Position:
+    "The position after an event of its own symbol; most leave it as it is"
+    if event.kind in ("split", "stock_dividend"):
+        return multiplied(position, event)
+    if event.kind == "journal":
+        return journaled(position, event)
+    return delisted(position, event) if event.kind == "delisting" else position
 
 # %% ../../nbs/execution/03_entries.ipynb #f2f8fceb
 def in_order(entries: Iterable[Entry]) -> list[Entry]:
