@@ -185,7 +185,8 @@ def broker_order(answer: Mapping[str, Any]) -> BrokerOrder:
     more = {name: str(answer.get(name) or "") for name in ("type", "time_in_force")}
     times = {name: moment(answer.get(name)) for name in ("created_at", "filled_at")}
     numbers = {name: at_least_0(decimal(answer.get(name))) for name in ("qty", "filled_qty", "filled_avg_price")}
-    filled = numbers.pop("filled_qty") or Decimal(0)
+    if filled := numbers.pop("filled_qty") or Decimal(0):
+        times["filled_at"] = times["filled_at"] or moment(answer.get("updated_at"))  # a part, and then canceled
     return BrokerOrder(**names | {"side": SIDES[names["side"]].value}, **more, **times, **numbers, filled_qty=filled)  # type: ignore[arg-type]
 
 
