@@ -99,6 +99,10 @@ class ExecutionClient(Client):
         "The orders of a run."
         return _rows(self.call("GET", "/api/v1/orders", params={"run_id": run_id, "limit": 10_000}), "orders")
 
+    def denials(self, run_id: str) -> list[dict[str, Any]]:
+        "The orders of a run that the controls or the kill switch did not let pass, newest first."
+        return _rows(self.call("GET", "/api/v1/denials", params={"run_id": run_id, "limit": 10_000}), "denials")
+
     def positions(self) -> list[dict[str, Any]]:
         "What is held, with prices and P&L."
         return _rows(self.call("GET", "/api/v1/positions"), "positions")

@@ -261,7 +261,7 @@ def _send(
 
 
 def order_body(leg: Leg, strategy: str, trade_date: date, trade_at: str, run_id: str) -> dict[str, Any]:
-    "A leg as the gateway's request."
+    "A leg as the gateway's request; the leg is its parent, so that no repeat can ever send more than was planned."
     intent = intent_of(leg.order, strategy, trade_date, trade_at)
     return dict(
         strategy=intent.strategy,
@@ -273,6 +273,8 @@ def order_body(leg: Leg, strategy: str, trade_date: date, trade_at: str, run_id:
         qty=str(intent.qty),
         sequence=intent.sequence,
         run_id=run_id,
+        parent_id=f"{run_id}/{intent.symbol}/{leg.order.leg}",
+        parent_qty=str(intent.qty),
     )
 
 # %% ../../nbs/trading/03_orchestrator.ipynb #5da6bf84

@@ -193,7 +193,8 @@ def answer_of(desk: Desk, run_id: str, sent: list[Sent] | None = None) -> RunAns
     "A run as the API shows it: the stored plan joined with the orders' present states."
     row = records.require(desk.engine, run_id)
     statuses = {order["client_order_id"]: order["status"] for order in desk.execution.orders(run_id)}
-    refused = {s.leg.client_order_id: s for s in sent or [] if s.status in REFUSED}
+    refused = {d["client_order_id"]: ("denied", d["detail"]) for d in reversed(desk.execution.denials(run_id))}
+    refused |= {s.leg.client_order_id or "": (s.status, s.detail) for s in sent or [] if s.status in REFUSED}
     mappings = [_mapping(leg, statuses, refused) for leg in read_plan(desk.engine, run_id)]
     orders = [m for m in mappings if m.client_order_id]
     return RunAnswer(
@@ -206,10 +207,10 @@ def answer_of(desk: Desk, run_id: str, sent: list[Sent] | None = None) -> RunAns
     )
 
 
-def _mapping(leg: Leg, statuses: dict[str, str], refused: dict[str | None, Sent]) -> SignalMapping:
+def _mapping(leg: Leg, statuses: dict[str, str], refused: dict[str, tuple[str, str]]) -> SignalMapping:
     order, id_ = leg.order, leg.client_order_id
-    said = refused.get(id_)
-    detail = f"; {said.status}: {said.detail}" if said else ""
+    status = statuses.get(id_ or "")
+    why, detail = refused.get(id_ or "", (None, "")) if status is None else (status, "")
     return SignalMapping(
         symbol=order.symbol,
         leg=order.leg,
@@ -219,8 +220,8 @@ def _mapping(leg: Leg, statuses: dict[str, str], refused: dict[str | None, Sent]
         side=order.side,
         qty=f"{order.qty:f}" if order.side else None,
         client_order_id=id_,
-        status=statuses.get(id_ or "", said.status if said else None),
-        reason=order.reason + detail,
+        status=why,
+        reason=f"{order.reason}; {why}: {detail}" if detail else order.reason,
     )
 
 # %% ../../nbs/trading/04_service.ipynb #3ef3b74d

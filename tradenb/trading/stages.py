@@ -6,11 +6,12 @@
 __all__ = ['GATE_RESULTS', 'GATE_PAGE', 'REFUSED_ROWS', 'ORDER', 'ACCOUNT', 'POSITION', 'DIFFERENCE', 'keep_gate_results',
            'keeping_refusals', 'etl', 'Trained', 'reason_to_train', 'training', 'Signals', 'signals', 'Traded', 'trade',
            'order_frame', 'event_frame', 'count_fills', 'keep_account', 'kept_account', 'keep_positions', 'Reconciled',
-           'reconcile', 'DayReport', 'report', 'account_day', 'symbol_days', 'summarise', 'equity_history']
+           'difference_frame', 'reconcile', 'DayReport', 'report', 'account_day', 'symbol_days', 'summarise',
+           'equity_history']
 
 # %% ../../nbs/trading/09_stages.ipynb #6e297df5
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -319,6 +320,8 @@ class Reconciled:
     account: Mapping[str, Decimal]
     positions: pl.DataFrame  # symbol, qty, price, market_value, unrealised_pnl; USD
     sides: Mapping[str, Mapping[str, Any]]  # "ours" and "broker": cash, long_value, short_value, equity; USD
+    settled: pl.DataFrame  # the same columns: what differed, and was mended on the way or is accounted for
+    halted: str | None = None  # why trading was stopped, if it was
 
     def require_match(self) -> None:
         "Raise `ReconciliationBreak` when the books differ."
@@ -332,16 +335,22 @@ class Reconciled:
 DIFFERENCE = ("kind", "key", "ours", "broker", "cause")
 
 
+def difference_frame(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    "Differences as the gateway tells them."
+    table = [{name: str(row.get(name) or "") for name in DIFFERENCE} for row in rows]
+    return pl.DataFrame(table, schema=dict.fromkeys(DIFFERENCE, pl.String))
+
+
 def reconcile(run: Run) -> Reconciled:
     "Compare the books with the broker's and keep the close."
     say("comparing the books")
     answer = run.execution.reconcile(run.run_id, run.trade_date)
-    differences = pl.DataFrame(
-        [{name: str(row.get(name) or "") for name in DIFFERENCE} for row in answer["differences"]],
-        schema=dict.fromkeys(DIFFERENCE, pl.String),
+    differences, settled = (
+        difference_frame(rows) for rows in (answer["differences"], answer["mended"] + answer["noted"])
     )
     account, rows = keep_account(run, "close"), keep_positions(run)
-    run.note("reconcile", matched=answer["matched"], differences=differences.height, positions=len(rows))
+    told = {"matched": answer["matched"], "differences": differences.height, "mended": settled.height}
+    run.note("reconcile", **told, positions=len(rows), halted=answer["halted"])
     table = pl.DataFrame(
         [{"symbol": r["symbol"]} | {name: float(r[name]) for name in POSITION} for r in rows],
         schema={"symbol": pl.String} | dict.fromkeys(POSITION, pl.Float64),
@@ -353,6 +362,8 @@ def reconcile(run: Run) -> Reconciled:
         account,
         table.sort("market_value", descending=True),
         answer["account"],
+        settled,
+        answer["halted"],
     )
 
 # %% ../../nbs/trading/09_stages.ipynb #c1eb7d12
