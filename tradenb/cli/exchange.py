@@ -104,7 +104,7 @@ keys = [line.split("=", 1)[1] for line in open("{where}").read().split()]
 client = TradingClient(*keys, url_override="{url}")
 order = client.submit_order(MarketOrderRequest(symbol="{symbol}", qty=10, side="buy", time_in_force="cls"))
 admin = lambda method, path, body=None: client._request(method, path, body, api_version="admin")
-evening = client.get_clock().next_close.replace(hour=18).isoformat()
+evening = client.get_clock().next_close.replace(hour=20).isoformat()
 admin("POST", "/clock", {{"to": evening}})  # the day passes
 print(client.get_order_by_id(order.id).status, client.get_order_by_id(order.id).filled_avg_price)
 print(client.get_all_positions()[0].market_value, client.get_account().equity)"""
@@ -189,6 +189,7 @@ def exchange(
             float(terms.speed if speed is None else speed), rate_limit,
         )  # fmt: skip
         socket = listen(settings.services.host, settings.services.exchange_port if port is None else port)
+        socket.listen()  # whoever types faster than the server starts is made to wait, not turned away
         told = shown(app, bars, fresh, plan is not None)
         announce(settings, f"http://{settings.services.host}:{socket.getsockname()[1]}", where, told)
         uvicorn_server(app).run(sockets=[socket])
