@@ -1,0 +1,394 @@
+"The kill switch at work: real processes, a real exchange, faults on the wire; it reduces, never flips, and may be run twice at once."
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import Engine
+
+from pipelines.benchmarks._servers import KEY, Running, place, server
+from tradenb.core.clock import SimulatedClock, new_york, sleep
+from tradenb.core.errors import TradenbError
+from tradenb.execution.broker import Broker, BrokerOrder, alpaca_client
+from tradenb.execution.gateway import Gateway
+from tradenb.execution.kill import Books, Done, Kill, open_books, smaller
+from tradenb.execution.ledger import Ledger
+from tradenb.execution.orders import OrderIntent, Side, TimeInForce
+from tradenb.execution.states import OrderStatus
+from tradenb.execution.switch import Level, Switch
+
+from .conftest import DAY, Market
+
+SEEDS = int(os.environ.get("TRADENB_KILL_SEEDS", "4"))
+TODAY = new_york(DAY, 9) + timedelta(days=1)
+NEXT = TODAY.date()
+OPEN = new_york(NEXT, 10)
+BOOK = {"S01": 300, "S02": -200, "S03": 50, "S04": -7}
+
+
+def killer(market: Market, engine: Engine, clock: SimulatedClock, scope: str = "*", **options: Any) -> Kill:
+    values = {"pause_s": 0.01, "looks": 30} | options
+    return Kill(market.broker(attempts=4), Books(engine, clock), scope, **values)
+
+
+@pytest.fixture
+def built(market: Market, ledger: Ledger, intent: Callable[..., OrderIntent], clock: SimulatedClock) -> Market:
+    "A market on the morning of the next session, with four positions."
+    gateway = Gateway(ledger, market.broker())
+    for symbol, qty in BOOK.items():
+        gateway.submit(intent(symbol, abs(qty), side=Side.BUY if qty > 0 else Side.SELL))
+    market.step(TODAY)
+    clock.advance_to(TODAY)
+    assert held(market) == BOOK
+    return market
+
+
+def held(market: Market) -> dict[str, Decimal]:
+    return {symbol: position.qty for symbol, position in market.broker().positions().items()}
+
+
+def walk(market: Market) -> dict[str, list[Decimal]]:
+    "Every position the account has had, symbol by symbol, in the order of its fills."
+    paths: dict[str, list[Decimal]] = {}
+    for line in market.broker().activities():
+        if line["activity_type"] == "FILL":
+            signed = Decimal(line["qty"]) * (1 if line["side"] == "buy" else -1)
+            path = paths.setdefault(line["symbol"], [Decimal(0)])
+            path.append(path[-1] + signed)
+    return paths
+
+
+def never_flipped(market: Market) -> bool:
+    return all(min(path) >= 0 or max(path) <= 0 for path in walk(market).values())
+
+
+def test_block_needs_no_broker_and_cancel_needs_no_gateway(
+    built: Market, engine: Engine, clock: SimulatedClock, intent: Callable[..., OrderIntent], gateway: Gateway
+) -> None:
+    for n in range(12):
+        gateway.submit(intent("S05", 10 + n, sequence=n, trade_date=NEXT))
+    by_hand = {"symbol": "S06", "qty": "5", "side": "buy", "type": "market", "time_in_force": "cls"}
+    built.broker().client.post("/orders", by_hand | {"client_order_id": "by-hand"})
+    done = killer(built, engine, clock).turn(Level.CANCEL, "ann", "drill")
+    assert (len(done.canceled), done.open, done.exit_code) == (13, [], 0)
+    assert built.broker().open_orders() == []
+    assert Switch(engine, clock).level("any", "S05") is Level.CANCEL
+    assert held(built) == BOOK
+    again = killer(built, engine, clock).turn(Level.CANCEL, "bob", "drill")
+    assert (again.canceled, again.exit_code, len(Switch(engine, clock).history())) == ([], 0, 1)
+
+
+@pytest.mark.parametrize("side", list(Side))
+@pytest.mark.parametrize("size", ["qty", "notional"])
+def test_an_order_in_flight_cannot_arrive_any_more(
+    built: Market, ledger: Ledger, clock: SimulatedClock, intent: Callable[..., OrderIntent], side: Side, size: str
+) -> None:
+    amount = {"qty": 40} if size == "qty" else {"qty": None, "notional": Decimal(400)}
+    wanted = intent("S07", side=side, trade_date=NEXT, time_in_force=TimeInForce.DAY, **amount)
+    order, _ = ledger.admit(wanted, owner="hung", until=clock.now() + timedelta(hours=1))
+    done = killer(built, ledger.engine, clock).turn(Level.CANCEL, "ann")
+    assert (done.burned, done.exit_code) == ([order.client_order_id], 0)
+    built.broker().submit(order)
+    assert built.broker().find(order.client_order_id).status == "canceled"  # type: ignore[union-attr]
+    assert ledger.order(order.client_order_id).status is OrderStatus.CANCELED  # type: ignore[union-attr]
+    built.step(OPEN)
+    assert held(built) == BOOK
+
+
+class Overtaken(Broker):
+    "A broker at which the real order arrives between the question for it and the next call."
+
+    late: Any = None
+
+    def find(self, client_order_id: str) -> BrokerOrder | None:
+        found = super().find(client_order_id)
+        if found is None and self.late is not None and self.late.client_order_id == client_order_id:
+            late, self.late = self.late, None
+            super().submit(late)
+        return found
+
+
+def test_the_real_order_that_is_quicker_is_canceled(
+    built: Market, ledger: Ledger, clock: SimulatedClock, intent: Callable[..., OrderIntent]
+) -> None:
+    order, _ = ledger.admit(intent("S07", 40, trade_date=NEXT))
+    broker = Overtaken(alpaca_client(built.url, "K", "S", 5), built.url, backoff_s=0.01)
+    broker.late = order
+    done = Kill(broker, Books(ledger.engine, clock), pause_s=0.01).turn(Level.CANCEL, "ann")
+    assert (done.exit_code, built.broker().open_orders()) == (0, [])
+    assert built.broker().find(order.client_order_id).status == "canceled"  # type: ignore[union-attr]
+    assert ledger.order(order.client_order_id).status is OrderStatus.CANCELED  # type: ignore[union-attr]
+
+
+def test_flatten_waits_for_the_open_and_says_so(built: Market, engine: Engine, clock: SimulatedClock) -> None:
+    done = killer(built, engine, clock).turn(Level.FLATTEN, "ann")
+    assert (len(done.sent), done.held, done.exit_code) == (4, BOOK, 0)
+    assert done.opens_at == new_york(NEXT, 9, 30) and any("wait for its open" in line for line in done.lines)
+    again = killer(built, engine, clock).turn(Level.FLATTEN, "ann")
+    assert (again.sent, len(built.broker().open_orders())) == ([], 4)
+    built.step(OPEN)
+    last = killer(built, engine, clock).turn(Level.FLATTEN, "ann")
+    assert (held(built), last.held, last.exit_code, never_flipped(built)) == ({}, {}, 0, True)
+    assert Ledger(engine, clock).check() == [] and not any(p.qty for p in Ledger(engine, clock).positions().values())
+
+
+def test_while_the_market_is_open_it_does_not_stop_before_everything_is_closed(
+    built: Market, engine: Engine, clock: SimulatedClock
+) -> None:
+    built.step(OPEN)
+    done = killer(built, engine, clock).turn(Level.FLATTEN, "ann")
+    while done.exit_code == 2:  # an exchange that stands still fills nothing
+        built.step(new_york(NEXT, 16, 30))
+        done = killer(built, engine, clock).turn(Level.FLATTEN, "ann")
+    assert (held(built), done.exit_code, never_flipped(built)) == ({}, 0, True)
+
+
+def test_a_closing_order_that_would_close_too_much_is_taken_back(
+    built: Market, engine: Engine, clock: SimulatedClock
+) -> None:
+    "Somebody sells by hand while the closing orders wait for the open."
+    killer(built, engine, clock).turn(Level.FLATTEN, "ann")
+    broker = built.broker()
+    name = f"kill-{NEXT:%Y%m%d}-S01-1"
+    broker.cancel(broker.find(name).id)  # type: ignore[union-attr]
+    by_hand = {"symbol": "S01", "qty": "250", "side": "sell", "type": "market", "time_in_force": "opg"}
+    broker.client.post("/orders", by_hand | {"client_order_id": "by-hand"})
+    built.step(OPEN)
+    assert held(built) == {"S01": 50}
+    sold = {"symbol": "S01", "qty": "50", "side": "sell", "type": "market", "time_in_force": "cls"}
+    killer(built, engine, clock, looks=2).turn(Level.FLATTEN, "ann")
+    second = broker.find(f"kill-{NEXT:%Y%m%d}-S01-2")
+    assert second and second.qty == 50
+    if second.status != "filled":
+        broker.cancel(second.id)
+        broker.client.post("/orders", sold | {"client_order_id": "by-hand-2"})
+    built.step(new_york(NEXT, 17))
+    done = killer(built, engine, clock).turn(Level.FLATTEN, "ann")
+    assert (held(built), done.held, never_flipped(built)) == ({}, {}, True)
+
+
+def test_a_symbol_and_a_strategy_close_what_is_theirs(
+    built: Market, ledger: Ledger, clock: SimulatedClock, intent: Callable[..., OrderIntent]
+) -> None:
+    gateway = Gateway(ledger, built.broker())
+    gateway.submit(intent("S01", 80, strategy="other", trade_date=NEXT, time_in_force=TimeInForce.OPG))
+    built.step(OPEN)
+    assert held(built)["S01"] == 380
+    after = new_york(NEXT, 17)
+    built.step(after)
+    killer(built, ledger.engine, clock, "symbol:S02").turn(Level.FLATTEN, "ann")
+    killer(built, ledger.engine, clock, "strategy:other").turn(Level.FLATTEN, "ann")
+    assert {o.symbol: (o.side, o.qty) for o in built.broker().open_orders()} == {
+        "S02": ("buy", Decimal(200)),
+        "S01": ("sell", Decimal(80)),
+    }
+    built.step(OPEN + timedelta(days=3))
+    done = killer(built, ledger.engine, clock, "strategy:other").turn(Level.FLATTEN, "ann")
+    assert (done.sent, done.held, done.exit_code) == ([], {}, 0)
+    assert held(built) == {"S01": 300, "S03": 50, "S04": -7} and never_flipped(built)
+
+
+def test_two_at_once_close_once(built: Market, engine: Engine, clock: SimulatedClock) -> None:
+    built.step(OPEN)
+    start, ends = threading.Barrier(3), []
+
+    def run() -> None:
+        start.wait(10)
+        ends.append(killer(built, engine, clock, looks=4).turn(Level.FLATTEN, "ann"))
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    built.step(new_york(NEXT, 17))
+    assert (held(built), never_flipped(built), [e.troubles for e in ends]) == ({}, True, [[], [], []])
+
+
+FAULTS = (
+    "timeout_after",
+    "gateway_timeout_after",
+    "gateway_timeout_before",
+    "reset_before",
+    "reset_after",
+    "server_error",
+)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_whatever_the_wire_does_it_ends_flat_and_never_flips(
+    built: Market, ledger: Ledger, clock: SimulatedClock, intent: Callable[..., OrderIntent], seed: int
+) -> None:
+    gateway = Gateway(ledger, built.broker())
+    for n in range(3):
+        gateway.submit(intent(f"S0{n + 1}", 10 + n, side=Side.BUY if n != 1 else Side.SELL, trade_date=NEXT))
+    ledger.admit(intent("S01", 33, side=Side.SELL, trade_date=NEXT, sequence=7))
+    rules = [{"kind": kind, "probability": 0.05, "seconds": 0.05} for kind in FAULTS]
+    admin = httpx.Client(base_url=built.url, headers={"APCA-API-KEY-ID": "K", "APCA-API-SECRET-KEY": "S"})
+    assert admin.post("/admin/faults", json={"seed": seed, "rules": rules}).status_code == 200
+
+    def run() -> Done:
+        kill = killer(built, ledger.engine, clock, looks=5)
+        return kill.turn(Level.FLATTEN, "ann")
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for at in (OPEN, new_york(NEXT, 17), OPEN + timedelta(days=3)):
+        run()
+        admin.post("/admin/clock", json={"to": at.isoformat()}, timeout=30)
+        run()
+    admin.delete("/admin/faults")
+    done = run()
+    built.step(OPEN + timedelta(days=4))
+    assert (held(built), never_flipped(built)) == ({}, True), f"seed {seed}"
+    done = run()
+    assert (done.exit_code, done.troubles, ledger.check()) == (0, [], []), f"seed {seed}"
+
+
+def test_without_a_database_the_account_is_emptied_and_the_answer_says_what_is_missing(
+    built: Market, clock: SimulatedClock
+) -> None:
+    nowhere = open_books("postgresql://nobody@127.0.0.1:9/none")
+    done = killer(built, nowhere, clock).turn(Level.FLATTEN, "ann")
+    assert (done.standing, len(done.sent), done.exit_code) == (None, 4, 1)
+    assert any("NOT written" in line for line in done.lines) and any("the switch" in text for text in done.troubles)
+    built.step(OPEN)
+    assert (held(built), never_flipped(built)) == ({}, True)
+    only = killer(built, nowhere, clock, "strategy:test").turn(Level.FLATTEN, "ann")
+    assert only.exit_code == 1 and only.sent == []
+
+
+def test_without_a_broker_the_switch_is_thrown(engine: Engine, clock: SimulatedClock) -> None:
+    gone = Broker(alpaca_client("http://127.0.0.1:9", "K", "S", 1), "http://127.0.0.1:9", attempts=1)
+    done = Kill(gone, Books(engine, clock), pause_s=0.01).turn(Level.FLATTEN, "ann")
+    assert done.standing and done.standing.level is Level.FLATTEN
+    assert done.exit_code == 1 and "the broker's part" in done.troubles[0]
+
+
+def test_a_database_that_somebody_holds_is_not_waited_for(
+    built: Market, database_url: str, engine: Engine, clock: SimulatedClock
+) -> None:
+    "A gateway that was stopped in a transaction: the broker's part is done, the switch is tried again at the end."
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(727303)")
+        books = open_books(database_url)
+        done = killer(built, books, clock).turn(Level.FLATTEN, "ann")
+        assert (done.standing, len(done.sent), done.exit_code) == (None, 4, 1)
+    done = killer(built, books, clock).turn(Level.FLATTEN, "ann")
+    assert done.standing and done.exit_code == 0
+    books.dispose()
+
+
+def test_an_account_that_may_not_be_touched_is_not(built: Market, engine: Engine, clock: SimulatedClock) -> None:
+    def forbidden(broker: Broker) -> None:
+        raise TradenbError("the keys open another account")
+
+    done = killer(built, engine, clock, allowed=forbidden).turn(Level.FLATTEN, "ann")
+    assert (done.exit_code, done.sent, held(built)) == (1, [], BOOK)
+
+
+@pytest.mark.parametrize(("part", "whole", "expected"), [(5, 3, 3), (-5, 3, 0), (2, 3, 2), (-2, -3, -2), (0, 3, 0)])
+def test_a_part_is_never_more_than_the_whole(part: int, whole: int, expected: int) -> None:
+    assert smaller(Decimal(part), Decimal(whole)) == expected
+
+
+# ---- real processes
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def hung(request: pytest.FixtureRequest, tmp_path: Path, make_market: Callable[..., Market]) -> Iterator[Any]:
+    "A real gateway in a process of its own, before a real exchange."
+    market, url = make_market(), ""
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres_url")
+    keys = {"execution__broker_key_id": "K", "execution__broker_secret": "S", "services__exchange_url": market.url}
+    where = place(tmp_path / "root", url, **keys, exchange__cash=1_000_000)
+    with server("execution", where) as gateway:
+        yield market, where, gateway
+
+
+def order_body(symbol: str, qty: int, sequence: int, side: str = "buy") -> dict[str, Any]:
+    body = {"strategy": "test", "symbol": symbol, "side": side, "type": "market", "time_in_force": "cls"}
+    return body | {"qty": str(qty), "trade_date": DAY.isoformat(), "sequence": sequence}
+
+
+def command(where: Any, *words: str) -> subprocess.CompletedProcess[str]:
+    "`tradenb kill …` in a process of its own."
+    script = (
+        "import sys; from tradenb.cli import main, kill; main.app.add_typer(kill.commands); main.main(sys.argv[1:])"
+    )
+    call = [sys.executable, "-c", script, "kill", *words]
+    return subprocess.run(call, env=where.environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def pour(gateway: Running, stop: threading.Event, number: int) -> None:
+    "A client that sends one order after the other."
+    with httpx.Client(base_url=gateway.url, headers={"X-API-Key": KEY}, timeout=60) as client:
+        for n in range(1000):
+            if stop.is_set():
+                return
+            try:
+                client.post("/api/v1/orders", json=order_body(f"S{(n % 20) + 1:02}", 1 + number, 100 * n + number))
+            except httpx.HTTPError:
+                return
+
+
+def test_a_gateway_that_hangs_is_not_needed(hung: Any, eventually: Callable[..., None]) -> None:
+    market, where, gateway = hung
+    stop = threading.Event()
+    clients = [threading.Thread(target=pour, args=(gateway, stop, n)) for n in range(4)]
+    for client in clients:
+        client.start()
+    eventually(lambda: len(market.broker().open_orders()) > 10, 30)
+    os.kill(gateway.process.pid, signal.SIGSTOP)
+    try:
+        first = command(where, "cancel", "--yes", "--why", "the gateway hangs")
+        assert first.returncode in (0, 1), first.stdout + first.stderr
+        assert market.broker().open_orders() == []
+    finally:
+        os.kill(gateway.process.pid, signal.SIGCONT)
+    if first.returncode == 1:  # it was stopped in a transaction: nothing could be written until it went on
+        assert "not done" in first.stdout
+        assert command(where, "cancel", "--yes").returncode == 0
+    sleep(0.5)
+    stop.set()
+    for client in clients:
+        client.join()
+    assert market.broker().open_orders() == []
+    refused = httpx.post(gateway.url + "/api/v1/orders", json=order_body("S01", 9, 9999), headers={"X-API-Key": KEY})
+    assert refused.status_code == 403 and "KILL_SWITCH" in refused.text
+    assert "cancel" in command(where, "status").stdout
+
+
+def test_a_gateway_that_is_dead_is_not_needed_either(hung: Any, eventually: Callable[..., None]) -> None:
+    market, where, gateway = hung
+    with httpx.Client(base_url=gateway.url, headers={"X-API-Key": KEY}, timeout=60) as client:
+        for n in range(6):
+            assert client.post("/api/v1/orders", json=order_body(f"S0{n + 1}", 10, n)).status_code == 201
+    market.step(new_york(DAY, 17))
+    gateway.process.kill()
+    gateway.process.wait()
+    assert len(held(market)) == 6
+    asked = command(where, "flatten")
+    assert asked.returncode == 3 and "--yes" in asked.stderr
+    flat = command(where, "flatten", "--yes", "--why", "the gateway is dead")
+    assert flat.returncode == 0 and "6 closing orders sent" in flat.stdout and "wait for its open" in flat.stdout
+    market.step(OPEN)
+    assert (held(market), never_flipped(market)) == ({}, True)
+    last = command(where, "flatten", "--yes")
+    assert last.returncode == 0 and "held: nothing" in last.stdout
+    released = command(where, "release", "--why", "drill over", "--who", "ann")
+    assert released.returncode == 0 and "release of * by ann" in released.stdout
