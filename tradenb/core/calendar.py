@@ -11,6 +11,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cache
+from threading import Lock
 
 from .errors import InputError
 
@@ -31,8 +32,16 @@ class Session:
 FIRST_DAY, LAST_DAY = date(1962, 1, 2), date(2035, 12, 31)
 
 
-@cache
+_BUILDING = Lock()
+
+
 def _sessions() -> tuple[list[date], list[Session]]:
+    with _BUILDING:
+        return _built()
+
+
+@cache
+def _built() -> tuple[list[date], list[Session]]:
     import exchange_calendars
 
     calendar = exchange_calendars.get_calendar("XNYS", start=str(FIRST_DAY), end=str(LAST_DAY))
