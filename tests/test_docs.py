@@ -13,7 +13,9 @@ from tradenb.core.settings import Settings
 
 PROJECT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"!?\[[^\]]*\]\(\s*<?([^)\s>]+)|(?:src|srcset|href)=\"([^\"]+)\"")
-SETTING = re.compile(r"(?<![\w./])([a-z]+)\.([a-z][a-z_]*)\b(?![(\w])(?<!\.db)(?<!\.lock)")  # neither a call nor a file
+SETTING = re.compile(
+    r"(?<![\w./])([a-z]+)\.([a-z][a-z_]*)\b(?![(\w]|\.\w)(?<!\.db)(?<!\.lock)"
+)  # neither a call nor a file nor a package
 VARIABLE = re.compile(r"\bTRADENB_([A-Z]+)__([A-Z_]+)\b")
 COMMAND = re.compile(r"\btradenb((?: [a-z][a-z-]*)+)")
 CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
