@@ -196,6 +196,9 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "slow":
             sleep(0.6)
             self.hang_up()
+        elif fault.startswith("wait "):  # and then all is well
+            sleep(float(fault.removeprefix("wait ")))
+            return False
         else:
             return False
         return True
