@@ -177,8 +177,34 @@ def test_a_broker_that_calls_it_a_day_does_not_contradict_a_part_that_is_filled(
     assert judged(part, theirs_of(sent, "done_for_day", 40)) is None
 
 
+def test_an_order_that_works_over_a_split_is_restated(sent: StoredOrder) -> None:
+    theirs = theirs_of(sent, qty=D(200))
+    sides: dict[str, Any] = {"orders": {"c1": sent}, "their_orders": {"c1": theirs}}
+    (found,) = compare(look(**sides, splits={"S01": [(NEXT, D(2))]}))
+    assert (found.named, found.settled) == (Cause.CORPORATE_ACTION, True)
+    for splits in ({"S02": [(NEXT, D(2))]}, {"S01": [(NEXT, D(3))]}, {"S01": [(DAY, D(2))]}):
+        (found,) = compare(look(**sides, splits=splits))
+        assert found.halts
+    behind = {"c1": replace(theirs, status="canceled")}
+    (found,) = compare(look(orders={"c1": sent}, their_orders=behind, splits={"S01": [(NEXT, D(2))]}))
+    assert (found.named, found.settled) == (Cause.MISSED_EVENT, False), (
+        "what is due comes before what is only to be known"
+    )
+
+
+def test_an_order_of_a_company_with_a_new_name_goes_on(sent: StoredOrder) -> None:
+    assert judged(sent, theirs_of(sent, symbol="S99")) is Cause.CORPORATE_ACTION
+
+
+def test_what_the_kill_switch_placed_is_named_after_it() -> None:
+    order = BrokerOrder("b2", "kill-20170601-S02-1", "S02", "sell", "filled", D(10), D(10), D(5), filled_at=at(16))
+    fill = Fill("x", "S02", Side.SELL, D(10), D(5), at(16), None, "b2")
+    found = compare(look(their_orders={order.client_order_id: order}, their_fills={"x": fill}))
+    assert {d.named for d in found if d.kind in ("order", "fill")} == {Cause.KILL_SWITCH}
+
+
 def test_another_order_under_the_same_name_is_unexplained(sent: StoredOrder) -> None:
-    for change in ({"qty": D(99)}, {"symbol": "S02"}, {"side": "sell"}):
+    for change in ({"qty": D(99)}, {"side": "sell"}, {"symbol": "S02", "qty": D(99)}):
         assert judged(sent, theirs_of(sent, **change)) is Cause.UNEXPLAINED
 
 
@@ -553,6 +579,22 @@ def test_an_order_that_was_given_up_and_filled_is_booked(gateway: Gateway, marke
     stored = gateway.ledger.order(order.client_order_id)
     assert stored and (stored.status, stored.filled_qty) == (OrderStatus.FILLED, 50)
     same_as_the_broker(gateway)
+
+
+def test_an_order_that_works_over_a_split_stays_the_same_order(
+    make_market: Callable[..., Any], ledger: Ledger, intent: Make
+) -> None:
+    market = make_market([("S02", NEXT, "split", 2.0, 0.0)])
+    switch, gateway = Switch(ledger.engine, ledger.clock), Gateway(ledger, market.broker())
+    order = intent("S02", 100, type=OrderType.LIMIT, limit_price=D(8), time_in_force=TimeInForce.GTC)
+    gateway.submit(order)
+    market.step(new_york(NEXT, 9))
+    found = gateway.broker.find(order.client_order_id)
+    assert found and found.qty == 200
+    result = reconcile(gateway, DAY, switch)
+    assert result.matched, result.differences
+    assert [d.named for d in result.noted] == [Cause.CORPORATE_ACTION]
+    assert switch.state() == []
 
 
 def test_a_cache_that_was_tampered_with_is_counted_again(gateway: Gateway, market: Any, intent: Make) -> None:
