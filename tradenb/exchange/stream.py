@@ -26,8 +26,8 @@ MOST = 10_000  # messages that may wait for one connection
 class Listener:
     "A connection's queue, and the way to end the connection."
 
-    def __init__(self, hang_up: Callable[[], None], most: int = MOST):
-        self.waiting: asyncio.Queue[str | bytes] = asyncio.Queue(most)
+    def __init__(self, hang_up: Callable[[], None], most: int | None = None):
+        self.waiting: asyncio.Queue[str | bytes] = asyncio.Queue(most or MOST)
         self.hang_up = hang_up
 
     def put(self, message: str | bytes) -> None:
