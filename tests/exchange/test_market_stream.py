@@ -160,9 +160,10 @@ def test_an_account_of_one_s_own_opens_the_tape(serve):
     assert answers[-1] == {"T": "success", "msg": "authenticated"}
 
 
-def test_a_listener_that_does_not_read_is_cut_off_and_holds_nobody_up(serve):
+def test_a_listener_that_does_not_read_is_cut_off_and_holds_nobody_up(serve, monkeypatch):
     "Five hundred names print twice a session; the dead listener's queue is bounded."
     rows = [(f"N{i:03}", day, 9.0, 9.5, 8.5, 9.0, 900) for i in range(500) for day in (FRIDAY, MONDAY, TUESDAY)]
+    monkeypatch.setattr("tradenb.exchange.stream.MOST", 2)
     exchange = serve(bars=rows)
     tape = exchange.app.state.tape
 
@@ -172,8 +173,6 @@ def test_a_listener_that_does_not_read_is_cut_off_and_holds_nobody_up(serve):
             await socket.send(json.dumps(LOGIN))
             await socket.send(json.dumps({"action": "subscribe", "trades": ["*"], "quotes": ["*"], "dailyBars": ["*"]}))
             await asyncio.to_thread(wait_until, lambda: any(c.subscription.symbols["quotes"] for c in tape.connections))
-            for connection in tape.connections:
-                connection.listener.waiting = asyncio.Queue(2)
             await asyncio.to_thread(exchange.step, new_york(MONDAY, 18))
             await asyncio.to_thread(wait_until, lambda: not tape.connections)
 
