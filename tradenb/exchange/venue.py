@@ -321,7 +321,7 @@ def _book_actions(book: Book, change: Change, day: date) -> None:
         held = change.account.positions.get(action.symbol)
         if held is not None:
             known = _traded_before(book.venue.feed, action)
-            change.book(action_activities(book.id, held, action, change.now, book.venue.prices, known))
+            change.record(action_activities(book.id, held, action, change.now, book.venue.prices, known))
         for order in _waiting(book, change, action.symbol):
             _restate_order(change, order, action)
     _rename(book, change, [a for a in actions if a.renames])
@@ -350,7 +350,7 @@ def _rename(book: Book, change: Change, actions: list[Action]) -> None:
     "Positions and orders go on under new names, all of a day at once."
     held = [(a, change.account.positions[a.symbol]) for a in actions if a.symbol in change.account.positions]
     lines = [name_lines(Booking(book.id, action, change.now), position) for action, position in held]
-    change.book([out for out, _ in lines] + [into for _, into in lines])
+    change.record([out for out, _ in lines] + [into for _, into in lines])
     waiting = [(a, order) for a in actions for order in _waiting(book, change, a.symbol)]
     for action, order in waiting:
         change.restate(replace(order, symbol=action.target or order.symbol, updated_at=change.now))
@@ -420,7 +420,7 @@ def _divide_costs(book: Book, change: Change, day: date) -> None:
         if parent and child and {action.symbol, child.symbol} <= closes.keys():
             value = action.rate * closes[child.symbol]
             share = spin_share(value, value + closes[action.symbol])
-            change.book(cost_lines(Booking(book.id, action, change.now), parent, child, share))
+            change.record(cost_lines(Booking(book.id, action, change.now), parent, child, share))
 
 # %% ../../nbs/exchange/07_venue.ipynb #220a6390
 def _check_step(venue: Venue, to: datetime) -> None:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Json', 'EXCHANGE', 'CLASS', 'ALWAYS', 'CONFIGURATION', 'REGT_MULTIPLIER', 'DATED', 'ANNOUNCED', 'number', 'instant',
            'answer', 'aware', 'day_of', 'split_list', 'asset_uuid', 'expiry', 'order_json', 'event_json', 'fill_json',
-           'non_trade_json', 'activity_json', 'position_json', 'account_json', 'margin_json', 'configuration_json',
-           'history_json', 'asset_json', 'clock_json', 'session_json', 'bar_json', 'trade_json', 'quote_json', 'rates',
-           'shares_json', 'cash_json', 'other_json', 'actions_json', 'announcement_json']
+           'non_trade_json', 'sequence', 'activity_json', 'position_json', 'account_json', 'margin_json',
+           'configuration_json', 'history_json', 'asset_json', 'clock_json', 'session_json', 'bar_json', 'trade_json',
+           'quote_json', 'rates', 'shares_json', 'cash_json', 'other_json', 'actions_json', 'announcement_json']
 
 # %% ../../nbs/exchange/08_wire.ipynb #bc4fe367
 from collections.abc import Mapping
@@ -156,7 +156,7 @@ def fill_json(line: Activity) -> Json:
 
 
 def non_trade_json(line: Activity) -> Json:
-    "Anything else in the account's history. `ratio`, `cost_basis_change`, `order_id` and `execution_id` go beyond Alpaca's fields."
+    "Anything else in the account's history. `ratio`, `cost_basis_change`, `sequence`, `order_id` and `execution_id` go beyond Alpaca's fields."
     body: Json = {
         "activity_type": line.kind.value,
         "id": line.id,
@@ -170,6 +170,7 @@ def non_trade_json(line: Activity) -> Json:
         "symbol": line.symbol,
         "qty": number(line.entitled or line.qty or None),
         "ratio": number(line.ratio),
+        "sequence": sequence(line),
         "cost_basis_change": number(line.cost, 9) if line.cost is not None else None,
         "order_id": line.order_id,
         "execution_id": line.execution_id,
@@ -181,6 +182,11 @@ def non_trade_json(line: Activity) -> Json:
 def _fine(price: Decimal | None) -> Decimal | None:
     "A price to nine places: what a share cost after a merger may have no end."
     return None if price is None else price.quantize(SHARE_STEP, ROUND_HALF_UP)
+
+
+def sequence(line: Activity) -> int | None:
+    "The place of a line among those of its moment, as its id tells; a trade has none."
+    return None if line.execution_id else int(line.id.partition("::")[2][:4], 16)
 
 
 def activity_json(line: Activity, account: str) -> Json:
