@@ -9,7 +9,7 @@ __all__ = ['HALTING', 'UNEXPLAINED', 'TOLERANCE', 'CLOSING', 'ACTIVITIES', 'SHOW
            'compare_orders', 'text_of', 'is_proven', 'extra_fill', 'missing_fill', 'compare_fills',
            'compare_activities', 'followed', 'like_a_split', 'compare_positions', 'compare_cash', 'fees_of',
            'rounding_of', 'compare', 'both_orders', 'splits_of', 'look_at', 'mend', 'settled_look', 'Reconciliation',
-           'checked', 'seen_twice', 'halt', 'reconcile', 'differences_table']
+           'checked', 'seen_twice', 'line_of', 'halt', 'reconcile', 'differences_table']
 
 # %% ../../nbs/execution/12_reconcile.ipynb #c9b780e0
 from collections import defaultdict
@@ -593,12 +593,18 @@ def seen_twice(before: Iterable[Difference], now: Iterable[Difference]) -> list[
     return [d if not d.halts or (d.kind, d.key, d.gap) in there else replace(d, cause=moving) for d in now]
 
 
+def line_of(difference: Difference) -> str:
+    "What it is about, and what either side has"
+    which = difference.kind if difference.key == difference.kind else f"{difference.kind} {difference.key}"
+    return f"{which}: ours {difference.ours}, the broker's {difference.broker or 'none'}"
+
+
 def halt(
     differences: Iterable[Difference],
     switch: Switch | None,
 ) -> str | None:  # why; none when there is no reason
     "Stop trading for what nobody can explain, until a person releases it"
-    reasons = [f"{d.kind} {d.key}: ours {d.ours}, the broker's {d.broker or 'none'}" for d in differences if d.halts]
+    reasons = [line_of(d) for d in differences if d.halts]
     if not reasons:
         return None
     why = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
