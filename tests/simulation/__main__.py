@@ -1,23 +1,70 @@
 "`python -m tests.simulation --seed S --days D [--runs N] [--jobs J] [--mutation NAME] [--calm] [--verbose]`."
 
-import sys
-from pathlib import Path
-import tempfile
 import argparse
-from .database import Database
-from .world import World
+import os
+import sys
+from itertools import chain
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--seed", type=int, default=1)
-parser.add_argument("--days", type=int, default=5)
-parser.add_argument("--runs", type=int, default=1)
-parser.add_argument("--calm", action="store_true")
-parser.add_argument("--verbose", action="store_true")
-a = parser.parse_args()
-root = Path(tempfile.mkdtemp(dir="/dev/shm"))
-db = Database(root)
-for seed in range(a.seed, a.seed + a.runs):
-    r = World(seed, a.days, root, db, a.verbose, a.calm)
-    import time; c = time.process_time(); res = r.run(); print(f"cpu {(time.process_time() - c) / res.days * 1000:.0f} ms/day", end=" ")
-    print(seed, res.days, f"{res.seconds:.2f}s", res.switches, res.crashes, res.orders, res.fills, res.hash, sum(res.injected.values()))
-    for v in res.violations[:6]: print("   ", v)
+from tradenb.core.clock import Stopwatch
+
+from .mutations import MUTATIONS
+from .runner import Summary, side_by_side, simulate
+from .world import Result
+
+
+def arguments() -> argparse.Namespace:
+    "What was asked for."
+    parser = argparse.ArgumentParser(
+        "python -m tests.simulation", description="Trading days with faults, on simulated time."
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the first world")
+    parser.add_argument("--days", type=int, default=5, help="sessions that a world lives (at most 30)")
+    parser.add_argument("--runs", type=int, default=1, help="worlds, on one seed after the other")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--mutation", choices=sorted(MUTATIONS), help="a deliberate mistake, to see it caught")
+    parser.add_argument("--calm", action="store_true", help="without faults")
+    parser.add_argument("--verbose", action="store_true", help="tell the story")
+    return parser.parse_args()
+
+
+def told(result: Result) -> None:
+    "A violation, with what came before it."
+    for violation in result.violations:
+        print(f"VIOLATION {violation}")
+    print("\n".join(f"    {line}" for line in result.tail))
+    print(f"    again: python -m tests.simulation --seed {result.seed} --days {result.days} --verbose", flush=True)
+
+
+def main() -> int:
+    "Run, show progress, sum up; 1 when a promise was broken."
+    asked, watch, summary = arguments(), Stopwatch(), Summary()
+    seeds = range(asked.seed, asked.seed + asked.runs)
+    if asked.jobs > 1:
+        results = side_by_side(seeds, asked.days, asked.jobs, asked.mutation, asked.calm)
+    else:
+        results = simulate(seeds, asked.days, asked.mutation, asked.verbose, asked.calm)
+    if asked.runs == 1:  # once more, silently: the same story
+        results = chain(results, simulate(seeds, asked.days, asked.mutation, False, asked.calm))
+    for number, result in enumerate(results):
+        if asked.runs == 1:
+            print(f"seed {result.seed}: {result.days} days, story {result.hash}, {result.switches:,} switches")
+            if number:
+                break
+        summary.add(result)
+        if result.violations:
+            told(result)
+        elif summary.worlds % 25 == 0:
+            share = f"{summary.worlds}/{asked.runs} worlds, {summary.days:,} days, {watch.seconds:,.0f} s, {len(summary.failed)} with violations"
+            print(share, flush=True)
+    print(f"\n{summary}\nwall clock: {watch.seconds:,.0f} s with {asked.jobs} process(es)")
+    return 1 if summary.failed else 0
+
+
+if __name__ == "__main__":
+    if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets is a part of the story
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "tests.simulation", *sys.argv[1:]],
+            os.environ | {"PYTHONHASHSEED": "0"},
+        )
+    sys.exit(main())

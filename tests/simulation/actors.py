@@ -4,24 +4,28 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tradenb.core.errors import OrderConflict, OrderDenied, OrderInvalid, TradenbError
 from tradenb.core.calendar import session
+from tradenb.core.errors import OrderConflict, OrderDenied, OrderInvalid, TradenbError
+from tradenb.core.settings import load
 from tradenb.execution.broker import Broker, alpaca_client
 from tradenb.execution.commits import Work, Writer
+from tradenb.execution.controls import Limits
 from tradenb.execution.gateway import Gateway
 from tradenb.execution.ledger import Ledger, StoredOrder
 from tradenb.execution.orders import OrderIntent, OrderType, Side, TimeInForce
 from tradenb.execution.reconcile import Reconciliation, reconcile
+from tradenb.execution.reference import Guard, Reference, limits_of
 from tradenb.execution.switch import Switch
 from tradenb.execution.updates import Listener
 from tradenb.execution.webhooks import SIGNATURE, TIMESTAMP, Receiver, sign
 from tradenb.execution.webhooks import Refused as WebhookRefused
 
-from .exchange import KEYS
+from .exchange import KEYS, URL
 from .market import SYMBOLS
 from .network import Wire
 from .schedule import Lock, Process, ProcessClock, Task
@@ -29,8 +33,8 @@ from .schedule import Lock, Process, ProcessClock, Task
 if TYPE_CHECKING:
     from .world import World
 
-URL = "http://exchange"
 SECRET = "webhook-secret"
+SETTINGS = Path(__file__).resolve().parents[2] / "settings.ini"
 ANSWERED = (OrderInvalid, OrderConflict, OrderDenied)  # the gateway's own word: asking again gives the same
 
 
@@ -53,6 +57,19 @@ class Reply:
     value: Any = None
     error: Exception | None = None
     silent: bool = False
+
+
+def limits_of_a_world(rng: random.Random) -> Limits:
+    "The platform's own, one of them now and then narrow; volume is thin here, so its share is not limited."
+    defaults = limits_of(load({}, env={}, file=SETTINGS).limits)
+    narrow = {"max_order_notional": Decimal(9000), "max_orders_per_minute": 2, "max_position_notional": Decimal(15000)}
+    narrow |= {
+        "max_order_shares": Decimal(100),
+        "max_window_notional": Decimal(20000),
+        "price_collar": Decimal("0.015"),
+    }
+    name = rng.choice([*narrow, None, None])
+    return replace(defaults, max_volume_share=Decimal(0), **({name: narrow[name]} if name else {}))
 
 
 class Pen(Writer):
@@ -88,21 +105,30 @@ class Server:
         self.receiver = Receiver(self.gateway.ledger, SECRET, 300.0, clock, self.stream.ear.doubt)
         world.story.tell(world.now, self.name, "boots", boot=self.boots)
         world.schedule.spawn(process, f"{self.name} stream", self.stream.serve)
-        world.schedule.spawn(process, f"{self.name} reconciler", self._reconciles, world.rng.uniform(20, 7200))
+        world.schedule.spawn(process, f"{self.name} reconciler", self._reconciles, world.rng.uniform(0, 10) * 3600)
 
     def make_gateway(self, process: Process) -> Gateway:
         "The real one, on the simulated edges."
         world, schedule = self.world, self.world.schedule
         client = alpaca_client(URL, *KEYS.values())
         client._session.mount("http://", Wire(world.network, process))
-        broker = Broker(client, URL, attempts=3, backoff_s=2.0, rng=random.Random(world.rng.random()))
+        broker = Broker(
+            client,
+            URL,
+            attempts=3,
+            backoff_s=2.0,
+            rng=random.Random(f"{world.seed} {self.name} {self.boots}"),
+            sleep=schedule.pause,
+        )
         engine, clock = world.database.engine(self.name), ProcessClock(schedule, process)
         writer = Pen(engine, Lock(schedule))
-        process.on_death.append(writer.close)
+        process.on_death.append(lambda: world.database.bury(self.name))
         locks = lambda: Lock(schedule)
-        return Gateway(
-            Ledger(engine, clock, writer), broker, switch=Switch(engine, clock), owner=self.name, locks=locks
-        )
+        switch, guard = Switch(engine, clock), None
+        if world.guarded:
+            reference = Reference(broker, engine, clock, world.limits, locks=locks)
+            guard = Guard(clock, reference, world.limits, switch)
+        return Gateway(Ledger(engine, clock, writer), broker, guard=guard, switch=switch, owner=self.name, locks=locks)
 
     def _died(self) -> None:
         self.world.crashes += 1
@@ -115,19 +141,25 @@ class Server:
         while True:
             if session(world.day).open <= world.now <= session(world.day).close:
                 self.reconcile()
-            world.schedule.pause(world.rng.uniform(3600, 4 * 3600))
+            world.schedule.pause(world.rng.uniform(1, 12) * 3600)
 
     def reconcile(self) -> Reconciliation | None:
         "Compare the books, as the service does on a schedule."
         world = self.world
         try:
-            result = reconcile(self.gateway, world.day)
+            result = reconcile(self.gateway, world.day, self.gateway.switch)
         except Exception as error:
-            world.story.tell(world.now, self.name, "cannot reconcile", error=f"{type(error).__name__}: {str(error)[:120]}")
+            world.story.tell(
+                world.now, self.name, "cannot reconcile", error=f"{type(error).__name__}: {str(error)[:120]}"
+            )
             return None
-        world.story.tell(world.now, self.name, "reconciled", matched=result.matched, differences=len(result.differences))
+        world.story.tell(
+            world.now, self.name, "reconciled", matched=result.matched, differences=len(result.differences)
+        )
         for d in result.differences:
-            world.story.tell(world.now, self.name, "  differs", kind=d.kind, key=d.key, ours=d.ours, broker=d.broker, cause=d.cause)
+            world.story.tell(
+                world.now, self.name, "  differs", kind=d.kind, key=d.key, ours=d.ours, broker=d.broker, cause=d.cause
+            )
         return result
 
     def ask(self, what: str, work: Callable[[Gateway], Any], patience: float = 45.0) -> Reply:
@@ -145,7 +177,9 @@ class Server:
                 reply = Reply(work(gateway))
             except Exception as error:
                 if not isinstance(error, TradenbError):
-                    world.story.tell(world.now, self.name, "error", of=what, error=f"{type(error).__name__}: {str(error)[:160]}")
+                    world.story.tell(
+                        world.now, self.name, "error", of=what, error=f"{type(error).__name__}: {str(error)[:160]}"
+                    )
                 reply = Reply(error=error)
             schedule.after(world.rng.expovariate(1 / 0.01), lambda: schedule.wake(task, number, reply))
 
@@ -244,13 +278,15 @@ class Webhooks:
 
     def _call(self, body: bytes, forged: bool = False) -> None:
         for _ in range(3):
-            headers = sign("guessed" if forged else SECRET, self.world.now, body)
-            server = self.rng.choice(self.world.servers)
-            reply = server.ask("webhook", lambda _: server.receiver.receive(headers[TIMESTAMP], headers[SIGNATURE], body))
+            reply = self._posted(self.rng.choice(self.world.servers), body, "guessed" if forged else SECRET)
             if reply.value is not None or isinstance(reply.error, WebhookRefused):
-                self.world.result.seen["webhook" if reply.value else "webhook refused"] += 1
+                self.world.result.seen["webhooks taken" if reply.value else "webhooks refused"] += 1
                 return
             self.world.schedule.pause(self.rng.uniform(1, 30))
+
+    def _posted(self, server: Server, body: bytes, secret: str) -> Reply:
+        headers = sign(secret, self.world.now, body)
+        return server.ask("webhook", lambda _: server.receiver.receive(headers[TIMESTAMP], headers[SIGNATURE], body))
 
 
 class Clients:
@@ -279,7 +315,12 @@ class Clients:
             seconds = (at - world.now).total_seconds()
             world.schedule.spawn(self.process, f"client {number}", lambda wanted=wanted: self._pursue(wanted), seconds)
             if rng.random() < 0.15:
-                world.schedule.spawn(self.process, f"twin {number}", lambda wanted=wanted: self._pursue(wanted), seconds + rng.choice((0, 0.02, 11)))
+                world.schedule.spawn(
+                    self.process,
+                    f"twin {number}",
+                    lambda wanted=wanted: self._pursue(wanted),
+                    seconds + rng.choice((0, 0.02, 11)),
+                )
 
     def _wanted(self, number: int) -> Wanted:
         rng, day = self.rng, self.world.day
@@ -333,7 +374,12 @@ class Clients:
     def _cancel(self, wanted: Wanted) -> None:
         wanted.cancel_asked = True
         reply = self.rng.choice(self.world.servers).ask("cancel", lambda gateway: gateway.cancel(wanted.name))
-        self._tell("cancels", wanted, status=reply.value and reply.value.status, error=reply.error and f"{type(reply.error).__name__}: {str(reply.error)[:120]}")
+        self._tell(
+            "cancels",
+            wanted,
+            status=reply.value and reply.value.status,
+            error=reply.error and f"{type(reply.error).__name__}: {str(reply.error)[:120]}",
+        )
 
     def _tell(self, what: str, wanted: Wanted, **facts: Any) -> None:
         self.world.story.tell(self.world.now, "client", what, order=wanted.name, **facts)

@@ -31,14 +31,15 @@ class Database:
         self.engines: dict[str, Engine] = {}
         self.schedule: Schedule | None = None
         self.faults = Faults(rng=None)  # type: ignore[arg-type]
+        self.raw: dict[str, list[Any]] = {}
         self.down: set[str] = set()  # names of engines that get no connection
 
     def fresh(self, schedule: Schedule, faults: Faults) -> None:
         "An empty database for a new world."
         self.schedule, self.faults = schedule, faults
         self.down.clear()
-        for engine in self.engines.values():
-            engine.dispose()
+        for name in tuple(self.engines):
+            self.bury(name)
         for suffix in ("", "-wal", "-shm", "-journal"):
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
         shutil.copy(template(self.root), self.path)
@@ -51,12 +52,23 @@ class Database:
 
     def _instrumented(self, name: str) -> Engine:
         engine = connect(f"sqlite:///{self.path}", timeout_s=0)
-        event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA synchronous=OFF") and None)
+        event.listen(engine, "connect", lambda raw, _: self._connected(name, raw))
         event.listen(engine, "begin", lambda connection: self._before_begin(name, connection), insert=True)
         event.listen(engine, "rollback", lambda connection: self._inside(False))
         commit = engine.dialect.do_commit
         engine.dialect.do_commit = lambda raw: self._commit(commit, raw)  # type: ignore[method-assign]
         return engine
+
+    def _connected(self, name: str, raw: Any) -> None:
+        raw.execute("PRAGMA synchronous=OFF")
+        self.raw.setdefault(name, []).append(raw)
+
+    def bury(self, name: str) -> None:
+        "What the kernel does for a process that died: its connections are closed, open transactions roll back."
+        if name in self.engines:
+            self.engines[name].dispose()
+        for raw in self.raw.pop(name, []):
+            raw.close()
 
     def _inside(self, writes: bool) -> None:
         if self.schedule is not None and self.schedule.task is not None:

@@ -17,6 +17,7 @@ from tradenb.exchange import venue as floor
 from tradenb.exchange.service import create_app
 from tradenb.exchange.wire import event_json
 
+URL = "http://exchange"
 KEYS = {"APCA-API-KEY-ID": "simulated", "APCA-API-SECRET-KEY": "simulated-secret"}
 
 
@@ -75,7 +76,9 @@ class Exchange:
         "A whole list, page by page."
         found: list[Any] = []
         while True:
-            page = self.read(path, **{size: limit, "direction": "asc"} | query, **({token: key(found[-1])} if found else {}))
+            page = self.read(
+                path, **{size: limit, "direction": "asc"} | query, **({token: key(found[-1])} if found else {})
+            )
             found += page
             if len(page) < limit:
                 return found

@@ -23,6 +23,7 @@ class Rates:
     gateway_timeout_after: float = 0.0  # 504, and the broker did it
     garbled: float = 0.0  # 200 and not what was asked for
     slow: float = 0.0  # seconds instead of milliseconds
+    late_history: float = 0.0  # the account's history does not show the newest trades yet
     # an event of the stream or a webhook
     dropped_event: float = 0.0
     duplicate_event: float = 0.0
@@ -59,6 +60,7 @@ ROUGH = Rates(
     gateway_timeout_after=0.02,
     garbled=0.004,
     slow=0.03,
+    late_history=0.1,
     dropped_event=0.05,
     duplicate_event=0.05,
     late_event=0.05,
@@ -73,10 +75,10 @@ ROUGH = Rates(
     unknown_commit=0.003,
 )
 FAMILIES = {
-    "network": [f.name for f in fields(Rates)][:13],
-    "stream": [f.name for f in fields(Rates)][13:18],
-    "process": [f.name for f in fields(Rates)][18:21],
-    "database": [f.name for f in fields(Rates)][21:],
+    "network": [f.name for f in fields(Rates)][:14],
+    "stream": [f.name for f in fields(Rates)][14:19],
+    "process": [f.name for f in fields(Rates)][19:22],
+    "database": [f.name for f in fields(Rates)][22:],
 }
 
 

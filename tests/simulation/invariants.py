@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from tradenb.core.calendar import session
 from tradenb.execution.broker import entry_of
-from tradenb.execution.entries import Fill, fold_positions
+from tradenb.execution.entries import Entry, Fill, fold_positions
 from tradenb.execution.ledger import Ledger, StoredOrder
 from tradenb.execution.orders import canonical
 from tradenb.execution.states import UNRESOLVED, from_broker
+from tradenb.execution.switch import Level, covers
 
 from .schedule import Process, ProcessClock
 
@@ -38,6 +39,7 @@ class Truth:
     "The exchange's books."
 
     orders: dict[str, Any]
+    entries: list[Entry]
     fills: dict[str, Fill]
     fees: Counter[str]
     cash: Decimal
@@ -47,11 +49,12 @@ class Truth:
 def truth_of(world: "World") -> Truth:
     "Asked without a network."
     exchange = world.exchange
+    exchange.advance(world.now)
     lines = exchange.activities()
     entries = [entry_of(line) for line in lines]
     fills = {entry.id: entry for entry in entries if isinstance(entry, Fill)}
     others = Counter(entry.id for entry in entries if not isinstance(entry, Fill))
-    return Truth(exchange.orders(), fills, others, exchange.cash(), exchange.positions())
+    return Truth(exchange.orders(), entries, fills, others, exchange.cash(), exchange.positions())
 
 
 def audit(world: "World") -> list[Violation]:
@@ -64,12 +67,16 @@ def audit(world: "World") -> list[Violation]:
     found += [("NOT_AS_INTENDED", line) for line in not_as_intended(truth, ours)]
     found += [("INTENT_LOST", line) for line in lost(world, ours)]
     found += [("DISHONEST_STATE", line) for line in dishonest(world, truth, ours)]
-    found += [("FILLS", line) for line in fills_differ(ledger, truth, ours)]
+    found += [("FILLS", line) for line in fills_differ(world, ledger, truth, ours)]
     found += [("POSITIONS", line) for line in positions_differ(ledger, truth)]
     if abs(ledger.account().cash - truth.cash) > Decimal("0.005"):
         found.append(("CASH", f"ours {ledger.account().cash}, the exchange's {truth.cash}"))
     found += [("CACHE", line) for line in ledger.check()]
     found += [("CRASHED_TASK", line) for line in world.schedule.stray]
+    found += [("FLIPPED", line) for line in flipped(world, truth)]
+    found += [("NOT_CANCELED", line) for line in not_canceled(world, truth, ours)]
+    found += [("FALSE_HALT", line) for line in halts(world)]
+    found += [("DENIAL_NOT_STORED", line) for line in denials(world, ledger)]
     world.operator.check()
     found += world.monitors.broken + world.operator.broken
     found += [("RECONCILIATION", line) for line in unsettled(world)]
@@ -80,9 +87,11 @@ def audit(world: "World") -> list[Violation]:
 def nobody_wanted(world: "World", truth: Truth, ours: dict[str, StoredOrder]) -> Iterable[str]:
     "Whatever is at the broker was asked for, and stands in the ledger."
     for name, order in truth.orders.items():
+        if name in world.by_hand:
+            continue
         if name not in ours:
             yield f"{name} {order['side']} {order['qty']} {order['symbol']} is at the broker and not in the ledger"
-        if name not in world.wanted:
+        if name not in world.wanted and not world.operator.is_own(name):
             yield f"{name} {order['side']} {order['qty']} {order['symbol']} is at the broker and nobody asked for it"
 
 
@@ -91,6 +100,9 @@ def not_as_intended(truth: Truth, ours: dict[str, StoredOrder]) -> Iterable[str]
     for name, order in ((n, o) for n, o in truth.orders.items() if n in ours):
         mine = ours[name]
         words = {"symbol": mine.symbol, "side": mine.side, "type": mine.type, "time_in_force": mine.time_in_force}
+        burned = order["status"] == "canceled" and "0.01" in (order["limit_price"], order["stop_price"])
+        if burned and Decimal(order["filled_qty"]) == 0:
+            continue  # the kill switch made sure that this name can never fill
         if wrong := {k: order[k] for k, v in words.items() if order[k] != v}:
             yield f"{name}: {wrong} at the broker, intended {words}"
 
@@ -120,7 +132,7 @@ def dishonest(world: "World", truth: Truth, ours: dict[str, StoredOrder]) -> Ite
             yield f"{told}, the broker's {theirs['status']}"
 
 
-def fills_differ(ledger: Ledger, truth: Truth, ours: dict[str, StoredOrder]) -> Iterable[str]:
+def fills_differ(world: "World", ledger: Ledger, truth: Truth, ours: dict[str, StoredOrder]) -> Iterable[str]:
     "Every execution once, as it was, under its order."
     booked = {entry.id: entry for entry in ledger.entries() if isinstance(entry, Fill)}
     for name in sorted(booked.keys() | truth.fills.keys()):
@@ -130,7 +142,7 @@ def fills_differ(ledger: Ledger, truth: Truth, ours: dict[str, StoredOrder]) -> 
             continue
         if (mine.symbol, mine.side, mine.qty, mine.price) != (theirs.symbol, theirs.side, theirs.qty, theirs.price):
             yield f"{name}: booked {mine}, was {theirs}"
-        elif mine.client_order_id not in ours:
+        elif mine.client_order_id not in ours and mine.broker_order_id not in world.by_hand.values():
             yield f"{name}: booked under no order of ours ({mine.client_order_id})"
 
 
@@ -151,3 +163,52 @@ def unsettled(world: "World") -> Iterable[str]:
     else:
         for d in world.settled.differences:
             yield f"{d.kind} {d.key}: ours {d.ours}, broker {d.broker} ({d.cause})"
+
+
+def flipped(world: "World", truth: Truth) -> Iterable[str]:
+    "What the kill switch sends only ever reduces."
+    own = {order["id"] for name, order in truth.orders.items() if world.operator.is_own(name)}
+    held: dict[str, Decimal] = {}
+    for entry in truth.entries:
+        before = held.get(entry.symbol or "", Decimal(0))
+        change = (entry.side.sign * entry.qty if isinstance(entry, Fill) else entry.qty) or Decimal(0)
+        held[entry.symbol or ""] = after = before + change
+        if (
+            isinstance(entry, Fill)
+            and entry.broker_order_id in own
+            and (after * before < 0 or abs(after) > abs(before))
+        ):
+            yield f"{entry.symbol}: {before} became {after} by a closing order of the kill switch"
+
+
+def not_canceled(world: "World", truth: Truth, ours: dict[str, StoredOrder]) -> Iterable[str]:
+    "Where the kill switch said that it canceled, nothing works any more."
+    for engaged in world.operator.engaged.values():
+        for name, order in truth.orders.items():
+            strategy = ours[name].strategy if name in ours else ""
+            if (
+                engaged.swept and engaged.level is not Level.BLOCK and covers(engaged.scope, strategy, order["symbol"])
+                and order["status"] in ("accepted", "new", "partially_filled") and not world.operator.is_own(name)
+            ):  # fmt: skip
+                yield f"{name} {order['side']} {order['symbol']} works although {engaged.level} of {engaged.scope} said that none does"
+
+
+def halts(world: "World") -> Iterable[str]:
+    "Nobody but the kill switch's people and the controls stopped trading: nothing here is inexplicable."
+    for number, who, why in world.database.look("select id, who, why from kill_switch where level != 'release'"):
+        if number > world.last_halt:
+            world.last_halt = number
+            if who == "reconciliation":
+                world.result.seen["halt"] += 1
+                yield why
+            elif who != "operator":
+                world.result.seen[f"halt by {who}"] += 1
+
+
+def denials(world: "World", ledger: Ledger) -> Iterable[str]:
+    "Whoever was denied an order finds the denial stored."
+    stored = {denial.client_order_id for denial in ledger.denials(limit=10_000)}
+    for wanted in world.wanted.values():
+        if any(text.startswith("OrderDenied") for text in wanted.refused) and wanted.name not in stored:
+            yield f"{wanted.name}: {wanted.refused[-1]}"
+    world.result.seen["denials"] = len(stored)

@@ -10,7 +10,12 @@ from tradenb.core.calendar import sessions, shift
 from tradenb.exchange.feed import write_rows
 
 SYMBOLS = ("ABLE", "BIRD", "CORK", "DUSK", "ECHO", "FERN", "GOLD", "HAZE")
-STARTS = (date(2016, 11, 17), date(2017, 6, 26), date(2018, 11, 29), date(2019, 12, 20))  # holidays and early closes near
+STARTS = (
+    date(2016, 11, 17),
+    date(2017, 6, 26),
+    date(2018, 11, 29),
+    date(2019, 12, 20),
+)  # holidays and early closes near
 LENGTH = 45  # sessions
 
 
@@ -29,7 +34,9 @@ def market(root: Path, number: int) -> Market:
     rng, days = random.Random(number), sessions(STARTS[number % 4], shift(STARTS[number % 4], LENGTH))
     actions = _actions(rng, days)
     ends = {symbol: days[days.index(day) - 1] for symbol, day, kind, *_ in actions if kind == "delisting"}
-    rows = [row for symbol in SYMBOLS for row in _bars(rng, symbol, days, actions) if row[1] <= ends.get(symbol, days[-1])]
+    rows = [
+        row for symbol in SYMBOLS for row in _bars(rng, symbol, days, actions) if row[1] <= ends.get(symbol, days[-1])
+    ]
     folder = write_rows(root / f"market-{number}", rows, actions, ends)
     return Market(folder, tuple(days), {(row[0], row[1]): row[5] for row in rows})
 
@@ -52,7 +59,10 @@ def _bars(rng: random.Random, symbol: str, days: list[date], actions: list[tuple
         price /= ratios.get(day, 1.0)
         first = round(price * (1 + rng.gauss(0, 0.01)), 2)
         last = round(max(1.0, first * (1 + rng.gauss(0, 0.02))), 2)
-        high, low = round(max(first, last) * (1 + rng.random() / 50), 2), round(min(first, last) * (1 - rng.random() / 50), 2)
+        high, low = (
+            round(max(first, last) * (1 + rng.random() / 50), 2),
+            round(min(first, last) * (1 - rng.random() / 50), 2),
+        )
         found.append((symbol, day, first, high, low, last, rng.choice((400, 1500, 6000, 40000))))
         price = last
     return found

@@ -60,14 +60,18 @@ class Monitors:
         world, name = self.world, str(order.get("client_order_id"))
         sent = self.orders.setdefault(name, Sent())
         stored = world.database.look("select symbol, strategy from orders where client_order_id = ?", name)
-        if not stored and not world.operator.is_own(name):
+        if packet.sender is world.operator.process:
+            return
+        if not stored:
             self.tell("EFFECT_BEFORE_INTENT", f"{name} leaves and is not in the database")
         if name in world.wanted:
             self._as_wanted(name, order)
         if sent.doubt and sent.by is not None:
             other = sent.by is not packet.sender and sent.by.alive and bool(sent.open)
             if other and self.steady(sent.by) and self.steady(packet.sender):
-                self.tell("TWO_SENDERS", f"{name} is sent by {packet.sender.name} while {sent.by.name} waits for an answer")
+                self.tell(
+                    "TWO_SENDERS", f"{name} is sent by {packet.sender.name} while {sent.by.name} waits for an answer"
+                )
             elif not other:
                 self.tell("BLIND_RESEND", f"{name} is sent again and nobody asked what became of the first time")
         if stored:
@@ -83,7 +87,9 @@ class Monitors:
         for field_name in ("qty", "notional", "limit_price", "stop_price"):
             value = order.get(field_name)
             if (None if value is None else Decimal(value)) != getattr(intent, field_name):
-                self.tell("WIRE_DIFFERS", f"{name} leaves with {field_name}={value}, wanted {getattr(intent, field_name)}")
+                self.tell(
+                    "WIRE_DIFFERS", f"{name} leaves with {field_name}={value}, wanted {getattr(intent, field_name)}"
+                )
 
     def _switch(self, packet: Packet, name: str, symbol: str, strategy: str) -> None:
         for engaged in self.world.operator.engaged.values():

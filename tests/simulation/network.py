@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,9 +15,22 @@ from .faults import Faults
 from .schedule import Process, Schedule
 from .story import Story
 
-BEFORE = ("lost_request", "reset_before", "late_request", "rate_limited", "server_error", "gateway_timeout_before", "garbled")
+BEFORE = (
+    "lost_request",
+    "reset_before",
+    "late_request",
+    "rate_limited",
+    "server_error",
+    "gateway_timeout_before",
+    "garbled",
+)
 AFTER = ("lost_answer", "reset_after", "late_answer", "gateway_timeout_after")
-PROXY = {"rate_limited": (429,), "server_error": (500, 502, 503), "gateway_timeout_before": (504,), "gateway_timeout_after": (504,)}
+PROXY = {
+    "rate_limited": (429,),
+    "server_error": (500, 502, 503),
+    "gateway_timeout_before": (504,),
+    "gateway_timeout_after": (504,),
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,9 @@ class Answer:
     @property
     def judged(self) -> bool:
         "Whether the broker itself, or a limiter before it, said so: nothing is in doubt after it."
-        return self.status in (400, 403, 404, 409, 422, 429) or (self.status == 200 and b'"client_order_id"' in self.body)
+        return self.status in (400, 403, 404, 409, 422, 429) or (
+            self.status == 200 and b'"client_order_id"' in self.body
+        )
 
     @property
     def broken(self) -> bool:
@@ -85,7 +101,12 @@ class Network:
         body = request.body or b""
         self.count += 1
         packet = Packet(
-            self.count, process, request.method, parts.path, parts.query, body if isinstance(body, bytes) else body.encode()
+            self.count,
+            process,
+            request.method,
+            parts.path,
+            parts.query,
+            body if isinstance(body, bytes) else body.encode(),
         )
         self.on_send(packet)
         fault = faults.one_of(*BEFORE, *AFTER)
@@ -100,11 +121,18 @@ class Network:
         found: Answer | None = schedule.wait(timeout)
         self.on_answer(packet, found)
         told = None if found is None else found.status
-        self.story.tell(schedule.now, process.name, "  answer" if told else "  no answer", status=told, to=packet.label[:40])
+        self.story.tell(
+            schedule.now, process.name, "  answer" if told else "  no answer", status=told, to=packet.label[:40]
+        )
         return found
 
     def _carry(
-        self, packet: Packet, fault: str | None, flight: float, timeout: float, answered: Callable[[Answer, float], None]
+        self,
+        packet: Packet,
+        fault: str | None,
+        flight: float,
+        timeout: float,
+        answered: Callable[[Answer, float], None],
     ) -> None:
         schedule, rng = self.schedule, self.schedule.rng
         back = rng.expovariate(1 / 0.02) + (timeout * 1.5 if fault == "late_answer" else 0.0)
@@ -137,7 +165,9 @@ class Network:
         if rng.random() < 0.15:
             self.late.append(deliver)
         else:
-            self.schedule.after(timeout + rng.choice((rng.uniform(0, 5), rng.uniform(5, 120), rng.uniform(120, 3600))), deliver)
+            self.schedule.after(
+                timeout + rng.choice((rng.uniform(0, 5), rng.uniform(5, 120), rng.uniform(120, 3600))), deliver
+            )
 
     def deliver_late(self) -> None:
         "Let what hung somewhere in the network arrive within minutes."
@@ -148,9 +178,19 @@ class Network:
     def _at_the_broker(self, packet: Packet) -> Answer:
         self.exchange.advance(self.schedule.now)
         status, body = self.exchange.call(packet.method, packet.path, packet.query, packet.body)
+        if packet.path.endswith("/activities") and status == 200 and self.faults.strikes("late_history"):
+            since = (self.schedule.now - timedelta(minutes=20)).isoformat()
+            lines = [a for a in json.loads(body) if a["activity_type"] != "FILL" or a["transaction_time"] < since]
+            body = json.dumps(lines).encode()
         if packet.method != "GET":
             told = "" if status < 400 else body.decode()[:120]
-            self.story.tell(self.schedule.now, "exchange", f"{status} {packet.label}", order=(packet.order or {}).get("client_order_id"), told=told)
+            self.story.tell(
+                self.schedule.now,
+                "exchange",
+                f"{status} {packet.label}",
+                order=(packet.order or {}).get("client_order_id"),
+                told=told,
+            )
         return Answer(status, body)
 
     def _proxy(self, fault: str) -> Answer:
@@ -163,7 +203,10 @@ class Network:
 
 def _told(packet: Packet) -> str | None:
     if order := packet.order:
-        words = (order.get(k) for k in ("side", "qty", "notional", "symbol", "type", "limit_price", "stop_price", "time_in_force"))
+        words = (
+            order.get(k)
+            for k in ("side", "qty", "notional", "symbol", "type", "limit_price", "stop_price", "time_in_force")
+        )
         return " ".join(str(word) for word in words if word) + f" {order.get('client_order_id', '')[:8]}"
     return None
 
@@ -175,7 +218,15 @@ class Wire(BaseAdapter):
         super().__init__()
         self.network, self.process, self.timeout_s = network, process, timeout_s
 
-    def send(self, request: Any, stream: Any = False, timeout: Any = None, verify: Any = True, cert: Any = None, proxies: Any = None) -> Any:
+    def send(
+        self,
+        request: Any,
+        stream: Any = False,
+        timeout: Any = None,
+        verify: Any = True,
+        cert: Any = None,
+        proxies: Any = None,
+    ) -> Any:
         "One request; the errors that requests would raise."
         answer = self.network.send(self.process, request, self.timeout_s)
         if answer is None:
@@ -183,8 +234,13 @@ class Wire(BaseAdapter):
         if answer.broken:
             raise requests.ConnectionError("connection reset by peer", request=request)
         response = requests.Response()
-        response.status_code, response._content, response.url, response.request = answer.status, answer.body, request.url, request
-        response.headers["Content-Type"] = "application/json"
+        response.status_code, response._content, response.url, response.request = (
+            answer.status,
+            answer.body,
+            request.url,
+            request,
+        )
+        response.headers["Content-Type"], response.encoding = "application/json", "utf-8"
         if answer.retry_after:
             response.headers["Retry-After"] = answer.retry_after
         return response

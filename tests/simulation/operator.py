@@ -6,9 +6,13 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from tradenb.core.calendar import session
-from tradenb.execution.switch import Level, Switch, covers
+from tradenb.execution.broker import Broker, alpaca_client
+from tradenb.execution.kill import PREFIX, Books, Kill
+from tradenb.execution.switch import Level, covers
 
+from .exchange import KEYS, URL
 from .market import SYMBOLS
+from .network import Wire
 from .schedule import Process, ProcessClock
 
 if TYPE_CHECKING:
@@ -23,6 +27,7 @@ class Engagement:
     level: Level
     at: datetime
     admitted: set[str]
+    swept: bool = False  # whether the command said that nothing is open any more
 
 
 class Operator:
@@ -36,11 +41,16 @@ class Operator:
 
     def is_own(self, client_order_id: str) -> bool:
         "Whether an order is one that the kill switch sends by itself."
-        return False
+        return client_order_id.startswith(PREFIX)
 
-    def switch(self) -> Switch:
-        "The real one, on a connection of its own."
-        return Switch(self.world.database.engine("operator"), ProcessClock(self.world.schedule, self.process))
+    def kill(self, scope: str) -> Kill:
+        "The real command, on a connection and a database engine of its own."
+        world, clock = self.world, ProcessClock(self.world.schedule, self.process)
+        client = alpaca_client(URL, *KEYS.values())
+        client._session.mount("http://", Wire(world.network, self.process))
+        broker = Broker(client, URL, rng=random.Random(self.rng.random()), sleep=world.schedule.pause)
+        books = Books(world.database.engine("operator"), clock)
+        return Kill(broker, books, scope, pause=world.schedule.pause, looks=6)
 
     def plan(self) -> None:
         "On some days there is a reason."
@@ -48,12 +58,19 @@ class Operator:
         if rng.random() > 0.3:
             return
         day = session(world.day)
-        at = day.open + rng.choice((timedelta(minutes=-rng.uniform(1, 60)), rng.random() * (day.close - day.open), timedelta(seconds=rng.uniform(-20, 20))))
+        at = day.open + rng.choice(
+            (
+                timedelta(minutes=-rng.uniform(1, 60)),
+                rng.random() * (day.close - day.open),
+                timedelta(seconds=rng.uniform(-20, 20)),
+            )
+        )
         world.schedule.spawn(self.process, "operator", self._act, max(0.0, (at - world.now).total_seconds()))
 
     def _act(self) -> None:
         scope = self.rng.choice(("*", "strategy:s1", f"symbol:{self.rng.choice(SYMBOLS)}"))
-        self._engage(scope, Level.BLOCK)
+        level = self.rng.choice((Level.BLOCK, Level.CANCEL, Level.FLATTEN))
+        self._engage(scope, level)
         self.world.schedule.pause(self.rng.choice((60, 3600, 20 * 3600)) * self.rng.random())
         self._release(scope)
 
@@ -63,21 +80,30 @@ class Operator:
             try:
                 return work()
             except Exception as error:
-                self.world.story.tell(self.world.now, "operator", f"{what} failed", error=f"{type(error).__name__}: {str(error)[:100]}")
+                self.world.story.tell(
+                    self.world.now, "operator", f"{what} failed", error=f"{type(error).__name__}: {str(error)[:100]}"
+                )
                 self.world.schedule.pause(self.rng.uniform(0.5, 5))
 
     def _engage(self, scope: str, level: Level) -> None:
         world = self.world
-        self._stubborn("engage", lambda: self.switch().engage(scope, level, "operator", "drill"))
-        self.engaged[scope] = Engagement(scope, level, world.now, self._names())
-        world.result.seen["kill switch"] += 1
-        world.story.tell(world.now, "operator", f"engages {level}", scope=scope)
+        world.result.seen[f"kill {level}"] += 1
+        for _ in range(40):  # a person tries again while there is trouble
+            world.story.tell(world.now, "operator", f"kill {level}", scope=scope)
+            done = self.kill(scope).turn(level, "operator", "drill")
+            if done.standing is not None and scope not in self.engaged:
+                self.engaged[scope] = Engagement(scope, level, world.now, self._names())
+            world.story.tell(world.now, "operator", "killed", told="; ".join(done.lines), troubles=done.troubles[:2])
+            if not done.troubles and not done.open:
+                self.engaged[scope].swept = True
+                return
+            world.schedule.pause(self.rng.uniform(0.5, 20))
 
     def _release(self, scope: str) -> None:
         self.check(scope)
         self.engaged.pop(scope, None)
         self.world.story.tell(self.world.now, "operator", "releases", scope=scope)
-        self._stubborn("release", lambda: self.switch().release(scope, "operator", "over"))
+        self._stubborn("release", lambda: self.kill(scope).books.switch.release(scope, "operator", "over"))
 
     def _names(self) -> set[str]:
         return {row[0] for row in self.world.database.look("select client_order_id from orders")}

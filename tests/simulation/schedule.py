@@ -175,28 +175,30 @@ class Schedule:
 
 
 class Lock:
-    "A lock whose holder may be overtaken by everybody who does not want it: waiting is sleeping on simulated time."
+    "A lock whose waiters sleep on simulated time."
 
     def __init__(self, schedule: Schedule):
-        self.schedule, self.holder = schedule, None
-
-    holder: Task | None
+        self.schedule = schedule
+        self.holder: Task | None = None
+        self.queue: list[tuple[Task, int]] = []
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         "Take it, after waiting where somebody else has it."
-        waited = 0.0
+        until = self.schedule.now + timedelta(seconds=timeout if timeout >= 0 else 1e6)
         while self.holder is not None and not self.holder.done:
-            if not blocking or (timeout >= 0 and waited >= timeout):
+            left = (until - self.schedule.now).total_seconds()
+            if not blocking or left <= 0 or (task := self.schedule.task) is None:
                 return False
-            pause = self.schedule.rng.uniform(0.001, 0.02)
-            self.schedule.pause(pause)
-            waited += pause
+            self.queue.append((task, task.waiting + 1))
+            self.schedule.wait(left)
         self.holder = self.schedule.task
         return True
 
     def release(self) -> None:
         "Give it back."
-        self.holder = None
+        self.holder, queue, self.queue = None, self.queue, []
+        for task, number in queue:
+            self.schedule.after(0, lambda task=task, number=number: self.schedule.wake(task, number, True))  # type: ignore[misc]
 
     def locked(self) -> bool:
         "Whether somebody has it."

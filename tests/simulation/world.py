@@ -1,9 +1,10 @@
 "One world: an exchange, a database, two gateways and people, for some days; healed and audited every evening."
 
+import json
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,16 @@ from typing import Any
 from tradenb.core.calendar import session
 from tradenb.core.clock import Stopwatch, new_york
 
-from tradenb.execution import broker
-
-from .actors import Clients, Server, Wanted, Webhooks
+from .actors import Clients, Server, Wanted, Webhooks, limits_of_a_world
 from .database import Database
 from .exchange import Exchange
 from .faults import CALM, Faults, weather
 from .invariants import Violation, audit
-from .market import market
+from .market import SYMBOLS, market
 from .monitors import Monitors
 from .network import Network
 from .operator import Operator
-from .schedule import Process, Schedule, Task
+from .schedule import Schedule, Task
 from .story import Story
 
 
@@ -41,6 +40,7 @@ class Result:
     injected: Counter[str] = field(default_factory=Counter)
     seen: Counter[str] = field(default_factory=Counter)
     violations: list[Violation] = field(default_factory=list)
+    tail: list[str] = field(default_factory=list)  # the story's last lines
 
 
 class World:
@@ -57,7 +57,6 @@ class World:
         self.schedule = Schedule(random.Random(f"{seed} schedule"), start, self.story)
         self.schedule.before_point = self._before_point
         self.faults = Faults(random.Random(f"{seed} faults"))
-        broker.sleep = self.schedule.pause  # type: ignore[attr-defined]
         for suffix in ("", "-wal", "-shm"):
             (root / f"exchange.db{suffix}").unlink(missing_ok=True)
         self.exchange = Exchange(self.market.folder, root / "exchange.db", start, self._heard)
@@ -66,7 +65,10 @@ class World:
         database.fresh(self.schedule, self.faults)
         self.wanted: dict[str, Wanted] = {}
         self.held: dict[str, Decimal] = {}
-        self.crashes = 0
+        self.crashes = self.last_halt = 0
+        self.by_hand: dict[str, str] = {}  # the broker's ids of orders that somebody placed there by hand
+        self.guarded = self.rng.random() < 0.5
+        self.limits = limits_of_a_world(self.rng)
         self.servers = [Server(self, "gateway A"), Server(self, "gateway B")]
         self.clients, self.webhooks, self.operator = Clients(self), Webhooks(self), Operator(self)
         self.monitors = Monitors(self)
@@ -108,12 +110,30 @@ class World:
             process.skewed = True
             self.story.tell(self.now, process.name, "clock jumps", off_by=process.skew)
 
+    def _by_hand(self) -> None:
+        name, symbol = f"by-hand-{len(self.by_hand)}", self.rng.choice(SYMBOLS)
+        order = {
+            "symbol": symbol,
+            "side": "buy",
+            "type": "market",
+            "time_in_force": "day",
+            "qty": "3",
+            "client_order_id": name,
+        }
+        self.exchange.advance(self.now)
+        status, body = self.exchange.call("POST", "/v2/orders", body=json.dumps(order).encode())
+        if status == 200:
+            self.by_hand[name] = json.loads(body)["id"]
+            self.result.seen["trades by hand"] += 1
+        self.story.tell(self.now, "somebody", "trades by hand", symbol=symbol, status=status)
+
     # ---- a day
     def run(self) -> Result:
         "All days; stops at the first violation."
         watch = Stopwatch()
         try:
-            for self.day in self.days:
+            for day in self.days:
+                self.day = day
                 self._session()
                 self.result.days += 1
                 if self.result.violations:
@@ -123,6 +143,7 @@ class World:
         self.result.seconds, self.result.switches = watch.seconds, self.schedule.switches
         self.result.crashes, self.result.hash = self.crashes, self.story.hash
         self.result.injected = self.faults.injected
+        self.result.tail = self.story.tail(30) if self.result.violations else []
         return self.result
 
     def _session(self) -> None:
@@ -138,6 +159,8 @@ class World:
         self.webhooks.on = self.rng.random() < 0.4
         self.clients.plan()
         self.operator.plan()
+        if self.rng.random() < 0.06:
+            self.schedule.at(opens + self.rng.random() * (closes - opens), self._by_hand)
         self.schedule.run(closes + timedelta(minutes=self.rng.uniform(2, 12)))
         self._heal()
         self.schedule.run(self.now + timedelta(minutes=12))
@@ -173,7 +196,12 @@ class World:
             self.schedule.stray.append("the evening's reconciliation does not end")
 
     def _close(self) -> None:
-        for process in [self.clients.process, self.webhooks.process, self.operator.process, *(server.process for server in self.servers)]:
+        for process in [
+            self.clients.process,
+            self.webhooks.process,
+            self.operator.process,
+            *(server.process for server in self.servers),
+        ]:
             process.on_death.clear()
             self.schedule.kill(process, "end of the world")
         self.exchange.close()
