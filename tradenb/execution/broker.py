@@ -7,9 +7,9 @@ __all__ = ['MOST_DIGITS', 'SIDES', 'KINDS', 'MOVES_SHARES', 'AFTER', 'Outcome', 
            'PAPER_URL', 'LIVE_URL', 'DATA_URL', 'T', 'PAGE', 'ORDERS_PAGE', 'MALFORMED', 'Look', 'BrokerOrder',
            'BrokerPosition', 'BrokerAccount', 'MarketClock', 'MarketDay', 'Asset', 'brief', 'decimal', 'amount',
            'at_least_0', 'word', 'instant', 'moment', 'broker_order', 'broker_position', 'broker_account', 'kind_of',
-           'goes_on', 'fill_of', 'event_of', 'entry_of', 'Confirmed', 'Rejected', 'Unresolved', 'Denied', 'Refused',
-           'Unclear', 'patience', 'judgement', 'answered', 'Session', 'listed', 'alpaca_client', 'wire', 'Calls',
-           'Withheld', 'same', 'Submitting', 'dated', 'ratio_of', 'MarketData', 'batched', 'nothing', 'Broker',
+           'goes_on', 'fill_of', 'effective', 'event_of', 'entry_of', 'Confirmed', 'Rejected', 'Unresolved', 'Denied',
+           'Refused', 'Unclear', 'patience', 'judgement', 'answered', 'Session', 'listed', 'alpaca_client', 'wire',
+           'Calls', 'Withheld', 'same', 'Submitting', 'dated', 'ratio_of', 'MarketData', 'batched', 'nothing', 'Broker',
            'lines_of', 'require_account']
 
 # %% ../../nbs/execution/05_broker.ipynb #2ee7aa8a
@@ -258,6 +258,14 @@ def fill_of(activity: Mapping[str, Any]) -> Fill:
     return Fill(execution, symbol, side, qty, price, at, broker_order_id=order, origin="activities")
 
 
+def effective(activity: Mapping[str, Any], kind: str) -> datetime:
+    "When it takes effect: where the row says its place within the day, there; else before the open, splits first and fractions last"
+    if (place := activity.get("sequence")) is not None:
+        return instant(activity["created_at"]) + timedelta(microseconds=int(place))
+    midnight = new_york(date.fromisoformat(word(activity, "date")[:10]), 0)
+    return midnight + timedelta(microseconds=AFTER.get(str(activity["activity_type"]), 1 if kind == "journal" else 0))
+
+
 def event_of(activity: Mapping[str, Any]) -> CashEvent:
     "Any other line of the account's history"
     kind, symbol = kind_of(activity), activity.get("symbol") or None
@@ -266,10 +274,8 @@ def event_of(activity: Mapping[str, Any]) -> CashEvent:
     if kind == "journal":
         price, cost = decimal(activity.get("price")), decimal(activity.get("cost_basis_change"))
         detail |= {"price": str(price or 0)} | ({"cost": str(cost)} if cost is not None else {})
-    at = new_york(date.fromisoformat(word(activity, "date")[:10]), 0)
-    at += timedelta(microseconds=AFTER.get(detail["activity_type"], 1 if kind == "journal" else 0))
     cash, ratio = decimal(activity.get("net_amount")) or Decimal(0), decimal(activity.get("ratio"))
-    return CashEvent(word(activity, "id"), kind, cash, at, symbol, qty, ratio, detail)
+    return CashEvent(word(activity, "id"), kind, cash, effective(activity, kind), symbol, qty, ratio, detail)
 
 
 def entry_of(activity: Mapping[str, Any]) -> Entry:  # what it is in the ledger

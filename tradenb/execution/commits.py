@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['T', 'Work', 'PEN', 'SETTINGS', 'RELAXED', 'LONGEST_WAIT_S', 'LOOK_AGAIN_S', 'MOST', 'Job', 'opened', 'begun',
-           'Transactions', 'told', 'is_lost', 'Committing', 'Writer', 'writer_of']
+           'Transactions', 'told', 'is_lost', 'Committing', 'Writer', 'Prepared', 'writer_of']
 
 # %% ../../nbs/execution/04_commits.ipynb #16a4e4cb
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, RootTransaction, event, text
+from sqlalchemy import Connection, CursorResult, Engine, RootTransaction, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from ..core.clock import Stopwatch, sleep
@@ -201,6 +201,38 @@ class Writer(Committing):
         "Let go of the connections, which are opened again when they are needed"
         with self._mutex:
             super().close()
+
+# %% ../../nbs/execution/04_commits.ipynb #51cf3da5
+class Prepared:
+    "A statement that writes, compiled once per kind of database"
+
+    def __init__(self, statement: Any, *columns: str):
+        self.statement, self.columns = statement, columns
+        self._compiled: dict[str, tuple[str, list[tuple[str, Any]], bool]] = {}
+
+    def _for(self, connection: Connection) -> tuple[str, list[tuple[str, Any]], bool]:
+        dialect = connection.dialect
+        if dialect.name not in self._compiled:
+            made = self.statement.compile(dialect=dialect, column_keys=list(self.columns) or None)
+            names = made.positiontup if made.positional else list(made.binds)
+            processors = [(name, made._bind_processors.get(name)) for name in names]
+            self._compiled[dialect.name] = made.string, processors, made.positional
+        return self._compiled[dialect.name]
+
+    def __call__(
+        self,
+        connection: Connection,
+        rows: Mapping[str, Any] | Sequence[Mapping[str, Any]],  # one, or many at once
+    ) -> CursorResult[Any]:
+        "Run it"
+        sql, processors, positional = self._for(connection)
+
+        def values(row: Mapping[str, Any]) -> Any:
+            found = [(name, process(row[name]) if process else row[name]) for name, process in processors]
+            return tuple(value for _, value in found) if positional else dict(found)
+
+        many = values(rows) if isinstance(rows, Mapping) else [values(row) for row in rows]
+        return connection.exec_driver_sql(sql, many)
 
 # %% ../../nbs/execution/04_commits.ipynb #c93c8f15
 _choosing = threading.Lock()

@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['F', 'E', 'COUNTS', 'KNOWN_FILLS', 'KNOWN_EVENTS', 'CACHED', 'TIES', 'FILLS_AT', 'EVENTS_AT', 'Statuses', 'OF_ORDERS',
-           'ORDERS', 'VOIDED', 'FILLS', 'ADD_FILLS', 'ADD_EVENTS_OF_CASH', 'ADD_VOIDS', 'fill_row', 'cash_row',
-           'fill_of', 'cash_event_of', 'entries_of', 'booked', 'position_of', 'position_row', 'upsert', 'is_next',
-           'recounted', 'refresh', 'upsert_any', 'fills_of_orders', 'same_order', 'filled_by', 'fill_orders', 'by_name',
-           'Plan', 'planned', 'write', 'Booking', 'Inferring', 'OrderViews', 'differing', 'Ledger']
+           'ORDERS', 'VOIDED', 'FILLS', 'ADD_FILLS', 'ADD_EVENTS_OF_CASH', 'ADD_VOIDS', 'RAW', 'TRADES_OF', 'EVENTS_OF',
+           'VOIDS_BY_DAY', 'NANO', 'Sums', 'COUNT_BY_DAY', 'fill_row', 'cash_row', 'fill_of', 'cash_event_of',
+           'entries_of', 'booked', 'position_of', 'position_row', 'upsert', 'is_next', 'recounted', 'refresh',
+           'upsert_any', 'fills_of_orders', 'same_order', 'filled_by', 'fill_orders', 'by_name', 'Plan', 'planned',
+           'write', 'Booking', 'Inferring', 'OrderViews', 'cash_of', 'account_of', 'CashByDay', 'differing', 'Ledger']
 
 # %% ../../nbs/execution/04_ledger.ipynb #d674e8d2
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, delete, func, or_, select
+from sqlalchemy import BigInteger, Connection, Engine, bindparam, delete, func, or_, select, type_coerce
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -98,10 +99,10 @@ KNOWN_FILLS = select(F.execution_id).where(F.execution_id.in_(bindparam("names",
 KNOWN_EVENTS = select(E.event_id).where(E.event_id.in_(bindparam("names", expanding=True)))
 
 
-def booked(connection: Connection, ids: Iterable[str]) -> set[str]:
+def booked(connection: Connection, executions: Collection[str], events: Collection[str]) -> set[str]:
     "Those of some execution and activity ids that are there"
-    names = {"names": list(ids)}
-    return {name for query in (KNOWN_FILLS, KNOWN_EVENTS) for name in connection.execute(query, names).scalars()}
+    asked = [(query, list(ids)) for query, ids in ((KNOWN_FILLS, executions), (KNOWN_EVENTS, events)) if ids]
+    return {name for query, ids in asked for name in connection.execute(query, {"names": ids}).scalars()}
 
 # %% ../../nbs/execution/04_ledger.ipynb #87910c04
 CACHED = select(db.positions).where(db.positions.c.symbol.in_(bindparam("names", expanding=True)))
@@ -322,7 +323,8 @@ class Booking(Reports):
     def _booked(
         self, connection: Connection, wanted: Mapping[str, Entry], statuses: Statuses, voids: Mapping[str, Void]
     ) -> list[Entry]:
-        known = booked(connection, wanted)
+        trades = [name for name, entry in wanted.items() if isinstance(entry, Fill)]
+        known = booked(connection, trades, wanted.keys() - set(trades))
         news = [entry for name, entry in wanted.items() if name not in known]
         fills = sorted((entry for entry in news if isinstance(entry, Fill)), key=lambda fill: (fill.at, fill.id))
         events = [entry for entry in news if not isinstance(entry, Fill)]
@@ -427,6 +429,58 @@ class OrderViews(Inferring):
         with self._reading() as connection:
             return [stored(row) for row in connection.execute(query)]
 
+# %% ../../nbs/execution/04_ledger.ipynb #b8dd015c
+RAW = {name: type_coerce(F[name], BigInteger) for name in ("qty", "price", "fee")}
+TRADES_OF = select(F.side, *RAW.values()).where(F.trade_date == bindparam("day"), COUNTS)
+EVENTS_OF = select(E.kind, type_coerce(E.amount, BigInteger)).where(E.trade_date == bindparam("day"))
+VOIDS_BY_DAY = select(F.trade_date, func.count()).where(~COUNTS).group_by(F.trade_date)
+NANO = 10**db.SCALE
+
+
+Sums = dict[str, int]  # by kind of cash event, and "trades"; 10⁻¹⁸ dollars
+
+
+def cash_of(connection: Connection, day: date) -> Sums:
+    "What a day did to cash"
+    sums = defaultdict[str, int](int)
+    for side, qty, price, fee in connection.execute(TRADES_OF, {"day": day}):
+        sums["trades"] -= Side(side).sign * qty * price
+        sums["fee"] -= fee * NANO
+    for kind, amount in connection.execute(EVENTS_OF, {"day": day}):
+        sums[kind] += amount * NANO
+    return sums
+
+
+def account_of(days: Iterable[Sums]) -> Account:
+    "The account: folded from one entry per kind, the trades as one sale of a share"
+    total = defaultdict[str, int](int)
+    for sums in days:
+        for kind, n in sums.items():
+            total[kind] += n
+    at, dollars = datetime(2000, 1, 1, tzinfo=NEW_YORK), {k: Decimal(n).scaleb(-2 * db.SCALE) for k, n in total.items()}
+    trades = Fill("trades", "", Side.SELL, Decimal(1), dollars.pop("trades", Decimal(0)), at)
+    account = fold_account([trades, *(CashEvent(kind, kind, amount, at) for kind, amount in dollars.items())])
+    return Account(**{name: value.normalize() + 0 for name, value in asdict(account).items()})
+
+
+class CashByDay:
+    "The sums of each day, as long as the day has the same rows"
+
+    def __init__(self) -> None:
+        self._days: dict[date, tuple[tuple[int, ...], Sums]] = {}
+
+    def days(self, connection: Connection) -> list[Sums]:
+        "Every day's sums, read again where there is news"
+        tables = [dict(connection.execute(query).all()) for query in (*COUNT_BY_DAY, VOIDS_BY_DAY)]
+        for day in tables[0].keys() | tables[1].keys():
+            version = tuple(table.get(day, 0) for table in tables)
+            if day not in self._days or self._days[day][0] != version:
+                self._days[day] = version, cash_of(connection, day)
+        return [sums for _, sums in list(self._days.values())]
+
+
+COUNT_BY_DAY = tuple(select(t.c.trade_date, func.count()).group_by(t.c.trade_date) for t in (db.fills, db.cash_events))
+
 # %% ../../nbs/execution/04_ledger.ipynb #d2c1f44c
 def differing(connection: Connection) -> list[tuple[str, Position | None, Position | None]]:
     "Symbol, cached position and counted position, where they are not the same"
@@ -435,7 +489,7 @@ def differing(connection: Connection) -> list[tuple[str, Position | None, Positi
     symbols = sorted(cached.keys() | counted.keys())
     return [(s, cached.get(s), counted.get(s)) for s in symbols if cached.get(s) != counted.get(s)]
 
-# %% ../../nbs/execution/04_ledger.ipynb #b8dd015c
+# %% ../../nbs/execution/04_ledger.ipynb #1db8e73a
 class Ledger(OrderViews):
     "Orders, events, fills and cash in SQL, with positions and cash folded from them"
 
@@ -446,11 +500,11 @@ class Ledger(OrderViews):
         writer: Writer | None = None,  # by default the one that this process shares
     ):
         super().__init__(engine, clock, writer)
-        self._account: tuple[tuple[int, ...], Account] = ((), Account())
+        self._cash = CashByDay()
 
     def entries(self) -> list[Entry]:
         "The whole book, in the order in which it happened; what was voided is left out"
-        with self._reading() as connection:
+        with self._snapshot() as connection:
             return in_order(entries_of(connection))
 
     def fills_since(self, at: datetime) -> dict[str, Fill]:
@@ -477,8 +531,9 @@ class Ledger(OrderViews):
 
     def known(self, ids: Iterable[str]) -> set[str]:
         "Those of some execution and activity ids that are booked"
+        names = list(ids)
         with self._reading() as connection:
-            return booked(connection, ids)
+            return booked(connection, names, names)
 
     def positions(self) -> dict[str, Position]:
         "Cached positions by symbol, closed ones included (they carry realised profit)"
@@ -489,11 +544,7 @@ class Ledger(OrderViews):
     def account(self) -> Account:
         "Cash and its parts"
         with self._reading() as connection:
-            tables = (db.fills, db.cash_events, db.fill_voids)
-            version = tuple(connection.execute(select(func.count()).select_from(t)).scalar_one() for t in tables)
-            if self._account[0] != version:
-                self._account = version, fold_account(entries_of(connection))
-        return self._account[1]
+            return account_of(self._cash.days(connection))
 
     def check(self) -> list[str]:
         "Where the cached positions differ from the fold of the ledger; empty when they agree to the last digit"
