@@ -1061,6 +1061,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'tradenb/exchange/venue.py'),
                                         'tradenb.exchange.venue._divide_costs': ( 'exchange/venue.html#_divide_costs',
                                                                                   'tradenb/exchange/venue.py'),
+                                        'tradenb.exchange.venue._is_spent': ('exchange/venue.html#_is_spent', 'tradenb/exchange/venue.py'),
                                         'tradenb.exchange.venue._match': ('exchange/venue.html#_match', 'tradenb/exchange/venue.py'),
                                         'tradenb.exchange.venue._most': ('exchange/venue.html#_most', 'tradenb/exchange/venue.py'),
                                         'tradenb.exchange.venue._pass': ('exchange/venue.html#_pass', 'tradenb/exchange/venue.py'),

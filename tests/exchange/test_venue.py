@@ -852,3 +852,20 @@ def test_a_replacement_needs_only_what_it_adds_and_takes_a_new_id(open_book):
     new = floor.replace_order(book, sent.id, qty=Decimal(950), client_order_id="b")
     assert refused(book, order(qty=1, kind="limit", limit_price=90, client_order_id="a")).code == 40010001
     assert (new.client_order_id, book.reserved) == ("b", 95_000)
+
+
+# Orders for dollars
+
+
+def test_an_order_for_dollars_never_sells_more_than_is_held_whatever_the_price_does(open_book):
+    bars = [*ACME_ROWS[:2], ("ACME", TUESDAY, 50.0, 51.0, 49.0, 50.0, 50_000)]
+    book = open_book(bars=bars, slippage_bps=0)
+    floor.submit(book, order(qty=10, force="opg"))
+    floor.step(book.venue, new_york(MONDAY, 18))
+    no = refused(book, order("sell", qty=None, notional=1011))
+    assert (no.code, no.extra["available"]) == (40310000, "10")
+    sent = [floor.submit(book, order("sell", qty=None, notional=dollars)) for dollars in (600, 400)]
+    floor.step(book.venue, new_york(TUESDAY, 18))
+    assert book.account.positions == {}
+    assert [book.orders[o.id].filled_qty for o in sent] == [10, 0]
+    assert [book.orders[o.id].status for o in sent] == ["canceled", "expired"]

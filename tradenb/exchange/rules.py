@@ -182,15 +182,17 @@ def check_holding(
     held: Decimal,  # position, signed
     same_side: Decimal,  # shares of open orders on the same side
     related: Iterable[str] = (),  # their ids
+    price: Decimal | None = None,  # the last one, which says how many shares an order for dollars wants
 ) -> None:
     "Raise `Reject` for an order that would both close and open, or sell short what may not be."
     available = max(Decimal(0), -new.side.sign * held - same_side)
     fractional = new.qty is None or not is_whole(new.qty)
     if fractional and new.time_in_force is not TimeInForce.DAY and (not available or is_whole(held)):
         raise unprocessable("fractional orders must be DAY orders")
-    if available and new.qty is not None and new.qty > available:
+    wanted = new.qty if new.qty is not None or not price else round((new.notional or Decimal(0)) / price, 9)
+    if available and wanted is not None and wanted > available:
         raise forbidden(
-            f"insufficient qty available for order (requested: {new.qty:f}, available: {available:f})",
+            f"insufficient qty available for order (requested: {wanted:f}, available: {available:f})",
             symbol=new.symbol,
             existing_qty=f"{abs(held):f}",
             held_for_orders=f"{same_side:f}",

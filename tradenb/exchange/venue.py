@@ -8,7 +8,7 @@ __all__ = ['PRICES', 'STEPS', 'find_asset', 'is_active', 'check_order', 'check_p
            'check_replaceable', 'amend', 'replace_order', 'Moment', 'moments', 'traded_on', 'step', 'reload_feed']
 
 # %% ../../nbs/exchange/07_venue.ipynb #f2b494c2
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
@@ -109,7 +109,8 @@ def check_order(
     if new.symbol not in venue.prices and new.limit_price is None:
         raise unprocessable(f'asset "{new.symbol}" has not traded yet: send a limit order')
     check_configuration(new, book.profile.configuration)
-    check_holding(new, book.account.qty(new.symbol), same.shares, [o.id for o in others[new.side]])
+    held, price = book.account.qty(new.symbol), venue.prices.get(new.symbol)
+    check_holding(new, held, same.shares, [o.id for o in others[new.side]], price)
     check_wash(new, others[new.side.opposite])
     if new.side is Side.SELL and not same.left and not asset.shortable:
         raise unprocessable(f'asset "{new.symbol}" cannot be sold short')
@@ -378,17 +379,39 @@ def traded_on(activities: list[Activity], day: date) -> dict[str, Decimal]:
     return used
 
 
+def _most(book: Book, change: Change) -> Callable[[Order, Decimal], Decimal | None]:
+    "The most shares that an order may get: one for dollars no more than the position that it closes, whatever they cost by now."
+    left = {s: abs(p.qty) for s, p in change.account.positions.items()}
+
+    def most(order: Order, wanted: Decimal) -> Decimal | None:
+        allowed = book.venue.most(book, order, wanted) if book.venue.most else None
+        covers = order.side is Side.BUY and change.account.qty(order.symbol) < 0
+        if order.notional is None or not (covers or order.side is Side.SELL):
+            return allowed
+        allowed = min(left.get(order.symbol, Decimal(0)), wanted if allowed is None else allowed)
+        left[order.symbol] = left.get(order.symbol, Decimal(0)) - allowed
+        return allowed
+
+    return most
+
+
+def _is_spent(change: Change, order: Order) -> bool:
+    "Whether an order for dollars has closed the position and has nothing more to do."
+    return order.is_open and order.notional is not None and not change.account.qty(order.symbol)
+
+
 def _match(book: Book, change: Change, phase: Phase, day: date) -> None:
     "One phase of a session's matching; what has no other chance lapses."
     venue, orders = book.venue, [o for o in map(change.latest, book.working.values()) if o.is_open]
     used = traded_on([*book.activities, *change.activities], day) if orders else {}
-    most = partial(venue.most, book) if venue.most else None
-    bars = venue.feed.session(day)
+    bars, most = venue.feed.session(day), _most(book, change)
     for found in match(orders, bars, phase, change.now, session(day).open, used, venue.model, most):
         if found.trade is None:
             change.orders[found.order.id] = found.order
         else:
             change.trade(found.order, trade_activities(book.id, found.order, found.trade, change.now, day))
+            if _is_spent(change, found.order):
+                change.order(canceled(found.order, change.now))
     for order in map(change.latest, orders):
         if order.is_open and lapses(order, phase, day):
             change.order(lapsed(order, change.now))
