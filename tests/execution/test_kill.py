@@ -28,6 +28,7 @@ from tradenb.execution.switch import Level, Switch
 
 from .conftest import DAY, Market
 
+EVERYWHERE = "TRADENB_KILL_EVERYWHERE" in os.environ  # real processes on both databases, not on one each
 SEEDS = int(os.environ.get("TRADENB_KILL_SEEDS", "4"))
 TODAY = new_york(DAY, 9) + timedelta(days=1)
 NEXT = TODAY.date()
@@ -308,12 +309,11 @@ def test_a_part_is_never_more_than_the_whole(part: int, whole: int, expected: in
 # ---- real processes
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture
 def hung(request: pytest.FixtureRequest, tmp_path: Path, make_market: Callable[..., Market]) -> Iterator[Any]:
     "A real gateway in a process of its own, before a real exchange."
-    market, url = make_market(), ""
-    if request.param == "postgres":
-        url = request.getfixturevalue("postgres_url")
+    market = make_market()
+    url = request.getfixturevalue("postgres_url") if request.param == "postgres" else ""
     keys = {"execution__broker_key_id": "K", "execution__broker_secret": "S", "services__exchange_url": market.url}
     where = place(tmp_path / "root", url, **keys, exchange__cash=1_000_000)
     with server("execution", where) as gateway:
@@ -346,6 +346,7 @@ def pour(gateway: Running, stop: threading.Event, number: int) -> None:
                 return
 
 
+@pytest.mark.parametrize("hung", ["sqlite", "postgres"] if EVERYWHERE else ["sqlite"], indirect=True)
 def test_a_gateway_that_hangs_is_not_needed(hung: Any, eventually: Callable[..., None]) -> None:
     market, where, gateway = hung
     stop = threading.Event()
@@ -373,6 +374,7 @@ def test_a_gateway_that_hangs_is_not_needed(hung: Any, eventually: Callable[...,
     assert "cancel" in command(where, "status").stdout
 
 
+@pytest.mark.parametrize("hung", ["sqlite", "postgres"] if EVERYWHERE else ["postgres"], indirect=True)
 def test_a_gateway_that_is_dead_is_not_needed_either(hung: Any, eventually: Callable[..., None]) -> None:
     market, where, gateway = hung
     with httpx.Client(base_url=gateway.url, headers={"X-API-Key": KEY}, timeout=60) as client:

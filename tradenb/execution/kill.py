@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATIENCE_S', 'T', 'PREFIX', 'CENT', 'Done', 'open_books', 'Books', 'is_closing', 'may_fill', 'left_of', 'Scoped',
-           'smaller', 'share_of', 'burning', 'Canceling', 'closing_name', 'Attempt', 'Closing', 'Kill']
+           'smaller', 'share_of', 'burning', 'Canceling', 'closing_name', 'session_at', 'Attempt', 'Closing', 'Kill']
 
 # %% ../../nbs/execution/13_kill.ipynb #a0d52f96
 from collections.abc import Callable
@@ -17,16 +17,15 @@ from sqlalchemy import Engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..core import db
-from ..core.clock import Clock, sleep
+from ..core.clock import NEW_YORK, Clock, sleep
 from ..core.errors import TradenbError, one_line
 from ..core.logs import get_logger
-from .broker import Broker, BrokerOrder, Confirmed, Rejected
+from .broker import Broker, BrokerOrder, Confirmed, MarketClock, Rejected
 from .entries import CashEvent, Fill, fold_positions
 from .gateway import Gateway, adopt
 from .intents import Admission, new_order
 from .ledger import Ledger, StoredOrder
 from .orders import OrderIntent, OrderType, Side, TimeInForce, canonical
-from .reference import session_of
 from .states import FINAL, UNRESOLVED, from_broker
 from .switch import EVERYTHING, Engaged, Level, Switch, scope_of
 from .updates import catch_up
@@ -276,6 +275,11 @@ def closing_name(day: date, symbol: str, number: int) -> str:
     return f"{PREFIX}{day:%Y%m%d}-{symbol}-{number}"
 
 
+def session_at(clock: MarketClock) -> date:
+    "The session that closing orders are for: the present one, or the next"
+    return (clock.now if clock.is_open else clock.next_open).astimezone(NEW_YORK).date()
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     "Where the closing of a symbol stands"
@@ -333,7 +337,7 @@ class Closing(Canceling):
     def flatten(self, done: Done) -> None:
         "Close what is held, and wait until it is; not for a market that is shut"
         self.refusals, clock = {}, self.broker.clock()
-        day = session_of(clock.now)
+        day = session_at(clock)
         for look in range(self.looks):
             if look:
                 self.pause(self.pause_s)
