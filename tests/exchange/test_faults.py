@@ -233,7 +233,7 @@ def test_before_means_that_nothing_was_done_and_after_that_it_was(struck, kind):
 
 
 @pytest.mark.parametrize("kind", ["reset_before", "reset_after"])
-def test_a_reset_is_a_reset(struck, kind):
+def test_a_reset_is_a_reset(struck, kind, caplog):
     "Not a polite end: the kernel's own error number, as from a broker whose process has died."
     url, faults, _calls = struck
     only(faults, kind)
@@ -246,6 +246,7 @@ def test_a_reset_is_a_reset(struck, kind):
             assert raw.recv(1000) != b"", "the connection was closed, not reset"
     with pytest.raises(requests.ConnectionError, match="reset"):
         requests.post(f"{url}/v2/orders", json={"id": "raw"}, timeout=5)
+    assert caplog.records == [], "the server complains of an answer that it was not meant to give"
 
 
 def test_a_timeout_is_a_silence_until_the_client_gives_up(struck):
@@ -272,7 +273,7 @@ def test_the_administrator_is_never_struck(struck):
     assert httpx.get(f"{url}/admin/clock").status_code == 200
 
 
-def test_a_websocket_can_be_refused(struck):
+def test_a_websocket_can_be_refused(struck, caplog):
     import websockets
 
     url, faults, _calls = struck
@@ -284,6 +285,7 @@ def test_a_websocket_can_be_refused(struck):
 
     with pytest.raises((OSError, websockets.WebSocketException)):
         asyncio.run(ask())
+    assert caplog.records == []
     assert asyncio.run(ask()) == "hello"
 
 

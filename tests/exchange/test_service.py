@@ -655,3 +655,15 @@ def test_a_wrong_method_and_a_bug_answer_in_the_same_form(serve):
         bug = exchange.http.get("/v2/account", timeout=60)
     assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["request_crashed"]
     assert (bug.status_code, bug.json()) == (500, {"code": 50010000, "message": "internal server error occurred"})
+
+
+def test_orders_are_counted_under_their_path(serve):
+    exchange = serve()
+    exchange.http.post("/v2/orders", json=ORDER).raise_for_status()
+    exchange.http.get("/v2/orders").raise_for_status()
+    lines = httpx.get(f"{exchange.url}/metrics").text.splitlines()
+    for method in ("POST", "GET"):
+        (count,) = (
+            line for line in lines if line.startswith("http_request_duration_seconds_count") and f'"{method}"' in line
+        )
+        assert "/orders" in count

@@ -140,6 +140,7 @@ def limit(
     return LimitOrderRequest(symbol=symbol, qty=qty, side=side, time_in_force=force, limit_price=price, **more)
 
 
+@pytest.mark.filterwarnings("ignore:get_corporate_announcements is deprecated")
 def test_the_tour_of_trading(serve: Any) -> None:
     exchange = serve(actions=EVENTS)
     client = Guide(exchange.trading)
@@ -364,6 +365,7 @@ def test_the_tour_of_market_data(serve: Any) -> None:
     assert actions.missed() == set()
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 def test_news_and_screener_are_not_offered_and_say_so(serve: Any) -> None:
     exchange = serve()
     news, screener = data_client(NewsClient, exchange), data_client(ScreenerClient, exchange)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ON_EVENTS', 'ON_ORDERS', 'SECONDS', 'EVENTS', 'ORDERS', 'REQUESTS', 'T', 'FaultKind', 'Rule', 'Plan', 'read_plan',
            'drawn', 'Fault', 'Tally', 'decide', 'blank', 'Parcel', 'parcels', 'Done', 'Faults', 'answer_of', 'reply',
-           'reset', 'gone', 'silence', 'drain', 'Gate']
+           'reset', 'gone', 'silence', 'cut_off', 'drain', 'Gate']
 
 # %% ../../nbs/exchange/12_faults.ipynb #1e5b73cd
 import asyncio
@@ -308,9 +308,14 @@ async def gone(receive: Any) -> None:
 async def silence(receive: Any, seconds: float) -> None:
     "Say nothing until the client hangs up or the time is over, then reset."
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(gone(receive), seconds)
-        return
+        return await asyncio.wait_for(gone(receive), seconds)
+    await cut_off(receive)
+
+
+async def cut_off(receive: Any) -> None:
+    "Reset the connection, and return when the server has noticed: it would complain of a request without an answer."
     reset(receive)
+    await gone(receive)
 
 
 async def drain(receive: Any) -> None:
@@ -349,6 +354,6 @@ class Gate:
         if "timeout" in fault.kind and not fault.kind.startswith("gateway"):
             await silence(receive, fault.seconds)
         elif fault.kind.startswith("reset") or scope["type"] == "websocket":
-            reset(receive)
+            await cut_off(receive)
         else:
             await reply(send, *answer_of(fault))
