@@ -630,6 +630,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'tradenb.exchange.faults.answer_of': ( 'exchange/faults.html#answer_of',
                                                                                 'tradenb/exchange/faults.py'),
                                          'tradenb.exchange.faults.blank': ('exchange/faults.html#blank', 'tradenb/exchange/faults.py'),
+                                         'tradenb.exchange.faults.cut_off': ('exchange/faults.html#cut_off', 'tradenb/exchange/faults.py'),
                                          'tradenb.exchange.faults.decide': ('exchange/faults.html#decide', 'tradenb/exchange/faults.py'),
                                          'tradenb.exchange.faults.drain': ('exchange/faults.html#drain', 'tradenb/exchange/faults.py'),
                                          'tradenb.exchange.faults.drawn': ('exchange/faults.html#drawn', 'tradenb/exchange/faults.py'),

@@ -1,24 +1,31 @@
 "The execution service as its clients see it: real HTTP, a real exchange behind it."
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
+from datetime import date, timedelta
+from decimal import Decimal
 from typing import Any
 
 import httpx
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
-from tradenb.core import web
+from tradenb.core import db, web
 from tradenb.core.clock import SimulatedClock, new_york
+from tradenb.core.db import connect
 from tradenb.core.errors import ConfigError
 from tradenb.core.settings import Settings
-from tradenb.execution.service import create_app, make_desk
+from tradenb.execution.desk import make_desk
+from tradenb.execution.service import create_app
 from tradenb.execution.states import WORKING
+from tradenb.execution.webhooks import SIGNATURE, sign
 
 DAY = date(2017, 6, 1)
-KEY = "sesame"
+KEY, SECRET = "sesame", "the relay's"
 BODY = {
     "strategy": "test",
     "symbol": "S01",
@@ -38,7 +45,7 @@ def settings(make_settings: Callable[..., Settings], database_url: str) -> Setti
     keys = {"broker_key_id": SecretStr("K"), "broker_secret": SecretStr("S")}
     return made.model_copy(
         update={
-            "execution": made.execution.model_copy(update=keys),
+            "execution": made.execution.model_copy(update=keys | {"webhook_secret": SecretStr(SECRET)}),
             "services": made.services.model_copy(update={"api_key": SecretStr(KEY)}),
         }
     )
@@ -102,7 +109,7 @@ def test_nothing_changes_without_the_key(client: httpx.Client) -> None:
         assert guest.get("/api/v1/orders").json() == {"orders": [], "total": 0}
 
 
-WRONG = [
+WRONG: list[dict[str, Any]] = [
     {"qty": "0.5"},
     {"qty": "-1"},
     {"qty": "NaN"},
@@ -186,3 +193,159 @@ def test_without_keys_the_service_does_not_start(
 ) -> None:
     with pytest.raises(ConfigError, match="BROKER_KEY_ID"):
         make_desk(make_settings(), clock, engine)
+
+
+def test_pages_are_cut_and_filtered_by_the_database(client: httpx.Client, clock: SimulatedClock) -> None:
+    for n in range(7):
+        clock.advance(timedelta(seconds=1))
+        body = BODY | {"symbol": f"S{n:02}", "run_id": f"r{n % 2}", "parent_id": f"p{n % 3}", "parent_qty": "700"}
+        assert client.post("/api/v1/orders", json=body).status_code == 201
+    page = lambda **query: client.get("/api/v1/orders", params=query).json()
+    symbols = lambda **query: [order["symbol"] for order in page(**query)["orders"]]
+    assert symbols(limit=3, offset=2) == ["S02", "S03", "S04"]
+    assert page(limit=3, offset=2)["total"] == page()["total"] == 7
+    assert symbols(newest=True, limit=2) == ["S06", "S05"]
+    assert symbols(run_id="r1") == ["S01", "S03", "S05"]
+    assert symbols(parent_id="p0", run_id="r0") == ["S00", "S06"]
+    assert symbols(symbol="S03", strategy="test", status=["accepted", "filled"]) == ["S03"]
+    assert (page(offset=7)["orders"], page(offset=7)["total"]) == ([], 7)
+    for query in ({"limit": 0}, {"limit": 10_001}, {"offset": -1}, {"status": "sold"}, {"run_id": "a\0"}):
+        assert client.get("/api/v1/orders", params=query).status_code == 422
+
+
+def test_no_more_than_the_larger_order_goes_out(client: httpx.Client) -> None:
+    whole = {"parent_id": "p1", "parent_qty": "150"}
+    assert client.post("/api/v1/orders", json=BODY | whole).status_code == 201
+    denied = client.post("/api/v1/orders", json=BODY | whole | {"sequence": 1})
+    assert (denied.status_code, denied.json()["code"]) == (403, "OrderDenied")
+    rest = client.post("/api/v1/orders", json=BODY | whole | {"qty": "50", "sequence": 2})
+    assert rest.status_code == 201, rest.text
+    assert client.post("/api/v1/orders", json=BODY | {"parent_id": "p1"}).status_code == 422
+
+
+def test_what_is_denied_is_kept_with_its_numbers(client: httpx.Client) -> None:
+    body = BODY | {"qty": "90000", "run_id": "r7"}
+    denied = client.post("/api/v1/orders", json=body)
+    assert denied.status_code == 403
+    code = denied.json()["detail"].split(":")[0]
+    (kept,) = client.get("/api/v1/denials", params={"run_id": "r7", "code": code}).json()["denials"]
+    assert (kept["symbol"], kept["request"]["qty"]) == ("S01", "90000")
+    assert denied.json()["detail"].endswith(kept["detail"])
+    assert kept["numbers"]
+    assert client.get("/api/v1/denials", params={"run_id": "r8"}).json() == {"denials": [], "total": 0}
+    assert client.get("/api/v1/orders").json()["total"] == 0
+    assert f'denials_total{{code="{code}"}} 1.0' in client.get("/metrics").text
+
+
+def test_the_kill_switch_blocks_cancels_flattens_and_is_released(
+    client: httpx.Client, market: Any, eventually: Any
+) -> None:
+    turn: Callable[..., httpx.Response] = lambda level, scope="*": client.post(
+        "/api/v1/kill-switch", json={"level": level, "scope": scope, "who": "ada", "why": "a drill"}
+    )
+    first = client.post("/api/v1/orders", json=BODY).json()["client_order_id"]
+    assert turn("block", "symbol:S02").status_code == 200
+    assert client.post("/api/v1/orders", json=BODY | {"symbol": "S02"}).status_code == 403
+    assert client.post("/api/v1/orders", json=BODY | {"symbol": "S03"}).status_code == 201
+    canceled = turn("cancel", "symbol:S01").json()["done"]
+    assert (canceled["canceled"], canceled["open"], canceled["troubles"]) == ([first], [], [])
+    assert client.get(f"/api/v1/orders/{first}").json()["status"] == "canceled"
+    assert len(market.broker().open_orders()) == 1
+    market.step(new_york(DAY, 18))
+    eventually(lambda: len(client.get("/api/v1/positions").json()["positions"]) == 1)
+    flat = turn("flatten").json()
+    assert len(flat["done"]["sent"]) == 1
+    assert {row["scope"]: row["level"] for row in flat["standing"]} == {"*": "flatten", "symbol:S01": "cancel", "symbol:S02": "block"}  # fmt: skip
+    for scope in ("*", "symbol:S01", "symbol:S02"):
+        turn("release", scope)
+    told = client.get("/api/v1/kill-switch").json()
+    assert (told["standing"], len(told["history"])) == ([], 6)
+    assert turn("explode").status_code == turn("block", "planet:mars").status_code == 422
+
+
+def test_a_webhook_is_booked_before_the_stream_tells_and_once(client: httpx.Client, market: Any, clock: Any) -> None:
+    name = client.post("/api/v1/orders", json=BODY).json()["client_order_id"]
+    market.step(new_york(DAY, 18))
+    broker = market.broker()
+    (line,) = [a for a in broker.activities() if a["activity_type"] == "FILL"]
+    fill = {"event": "fill", "timestamp": line["transaction_time"], "order": broker.client.get_order_by_client_id(name)}
+    body = json.dumps(fill | {name: line[name] for name in ("execution_id", "qty", "price")}).encode()
+    call = lambda **headers: client.post("/api/v1/webhooks/orders", content=body, headers=headers)
+    right = sign(SECRET, clock.now(), body)
+    assert [call(**right).status_code, call(**right).status_code] == [200, 409]
+    wrong = [{}, right | {SIGNATURE: "sha256=" + "0" * 64}, sign("guess", clock.now(), body)]
+    wrong += [sign(SECRET, clock.now() - timedelta(minutes=6), body)]
+    assert [call(**headers).status_code for headers in wrong] == [401] * 4
+    assert [call(**headers).json()["code"] for headers in wrong] == ["WebhookUnsigned", "WebhookForged", "WebhookForged", "WebhookExpired"]  # fmt: skip
+    large = client.post("/api/v1/webhooks/orders", content=b"0" * 300_000, headers=right)
+    assert large.status_code == 413
+    held = client.get("/api/v1/positions").json()["positions"]
+    assert [(p["symbol"], p["qty"]) for p in held] == [("S01", "100")]
+
+
+def test_without_a_secret_no_webhook_is_taken(
+    settings: Settings, clock: SimulatedClock, market: Any, database_url: str
+) -> None:
+    bare = settings.model_copy(update={"execution": settings.execution.model_copy(update={"webhook_secret": None})})
+    with web.serving(create_app(bare, clock, market.url)) as url:
+        answer = httpx.post(f"{url}/api/v1/webhooks/orders", content=b"{}")
+    assert (answer.status_code, answer.json()["code"]) == (403, "WebhookOff")
+
+
+def test_the_books_are_compared_by_themselves(
+    settings: Settings, clock: SimulatedClock, market: Any, eventually: Any
+) -> None:
+    quick = settings.model_copy(update={"execution": settings.execution.model_copy(update={"reconcile_s": 0.1})})
+    with web.serving(create_app(quick, clock, market.url)) as url:
+        health = lambda: httpx.get(f"{url}/health").json()
+        eventually(lambda: (health()["reconciliation"] or {}).get("matched") is True)
+        port = market.down()
+        eventually(lambda: (health()["reconciliation"] or {}).get("error"))
+        assert health()["status"] == "degraded"
+        market.up(port)
+        eventually(lambda: (health()["reconciliation"] or {}).get("matched") is True)
+        assert "books_differences 0.0" in httpx.get(f"{url}/metrics").text
+
+
+def test_history_shows_positions_as_runs_left_them(client: httpx.Client, database_url: str) -> None:
+    engine = connect(database_url)
+    numbers = {name: Decimal(n) for n, name in enumerate(("qty", "avg_entry_price", "price", "market_value"))}
+    numbers |= {"unrealised_pnl": Decimal("-1.5"), "realised_pnl": Decimal(0)}
+    rows = [
+        {"run_id": f"r{day}", "symbol": symbol, "trade_date": date(2017, 6, day)} | numbers
+        for day in (1, 2)
+        for symbol in ("S01", "S02")
+    ]
+    with engine.begin() as connection:
+        connection.execute(db.position_snapshots.insert(), rows)
+    engine.dispose()
+    asked = lambda **query: client.get("/api/v1/positions/history", params=query).json()
+    assert [s["run_id"] for s in asked()["snapshots"]] == ["r2", "r2", "r1", "r1"]
+    (one,) = asked(symbol="S02", until="2017-06-01")["snapshots"]
+    assert (one["trade_date"], one["qty"], one["unrealised_pnl"]) == ("2017-06-01", "0", "-1.5")
+    assert asked(since="2017-06-02", limit=1)["total"] == 2
+
+
+def test_a_database_that_is_away_is_a_503(settings: Settings, clock: SimulatedClock, market: Any, engine: Any) -> None:
+    with web.serving(create_app(settings, clock, market.url, engine)) as url:
+
+        @event.listens_for(engine, "before_cursor_execute")
+        def fail(*_: Any) -> None:
+            raise OperationalError("SELECT", {}, Exception("server closed the connection"))
+
+        try:
+            answers = [httpx.get(f"{url}/api/v1/{path}") for path in ("orders", "denials", "kill-switch", "account")]
+            answers.append(httpx.post(f"{url}/api/v1/orders", json=BODY, headers={"X-API-Key": KEY}))
+            health = httpx.get(f"{url}/health")
+        finally:
+            event.remove(engine, "before_cursor_execute", fail)
+    assert [answer.status_code for answer in answers] == [503] * 5
+    assert {answer.json()["code"] for answer in answers} == {"DependencyError"}
+    assert (health.status_code, health.json()["status"]) == (200, "degraded")
+
+
+def test_real_money_needs_two_switches(settings: Settings, clock: SimulatedClock, market: Any, engine: Any) -> None:
+    live = {"broker": "live", "live_account": "somebody else's"}
+    made = settings.model_copy(update={"execution": settings.execution.model_copy(update=live)})
+    with pytest.raises(ConfigError, match="nothing is traded"):
+        make_desk(made, clock, engine, market.url)

@@ -6,7 +6,7 @@
 __all__ = ['Name', 'OrderName', 'Amount', 'STRICT', 'Number', 'OrderAnswer', 'OrderWithEvents', 'DenialAnswer', 'PositionAnswer',
            'AccountAnswer', 'SwitchLine', 'OrdersPage', 'DenialsPage', 'HistoryPage', 'MEANINGS', 'OrderRequest',
            'ReconciliationRequest', 'SwitchRequest', 'plain', 'dumps', 'answer', 'order_json', 'position_json',
-           'account_json', 'told_as', 'OrderEvent', 'listed', 'PositionsAnswer', 'Snapshot', 'SwitchAnswer',
+           'account_json', 'told_as', 'OrderEvent', 'listed', 'PositionsAnswer', 'Snapshot', 'Work', 'SwitchAnswer',
            'DifferenceAnswer', 'ReconciliationAnswer', 'ComparisonHealth', 'HealthAnswer', 'WebhookAnswer', 'Problem',
            'refusals', 'replies', 'inlined']
 
@@ -209,11 +209,24 @@ class Snapshot(BaseModel):
 HistoryPage = listed("HistoryPage", "snapshots", Snapshot)
 
 
+class Work(BaseModel):
+    "What a turn of the kill switch did, and what is left; orders by client_order_id"
+
+    canceled: list[str] = Field(description="that were open")
+    burned: list[str] = Field(description="that were in flight, and can arrive no more")
+    sent: list[str] = Field(description="that close positions")
+    open: list[str] = Field(description="that are still open")
+    held: dict[str, Number] = Field(description="positions at the end, of a flatten")
+    opens_at: datetime | None = Field(description="when closing orders will be worked, the market being shut")
+    troubles: list[str] = Field(description="what could not be done")
+
+
 class SwitchAnswer(BaseModel):
-    "What is in force, scope by scope, and what was done, newest first"
+    "What is in force, scope by scope, and who did what, newest first"
 
     standing: list[SwitchLine]  # type: ignore[valid-type]
     history: list[SwitchLine]  # type: ignore[valid-type]
+    done: Work | None = Field(description="what the asked turn did")
 
 
 class DifferenceAnswer(BaseModel):
