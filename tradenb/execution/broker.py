@@ -387,7 +387,7 @@ CHUNK = 1 << 16
 def answered(raw: Any, url: str, longest_s: float) -> requests.Response:
     "An answer read to its end, within limits"
     watch, parts, size = Stopwatch(), list[bytes](), 0
-    while part := raw.read(CHUNK):
+    while part := raw.read1(CHUNK):
         parts.append(part)
         size += len(part)
         if size > MOST_BYTES or watch.seconds > longest_s:
