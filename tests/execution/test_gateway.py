@@ -6,19 +6,22 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from tradenb.core.clock import new_york, sleep
-from tradenb.core.errors import BrokerUnavailable, InputError, OrderConflict, OrderInvalid
-from tradenb.execution.broker import Broker
+from tradenb.core.clock import SimulatedClock, new_york, sleep
+from tradenb.core.errors import BrokerUnavailable, DependencyError, InputError, OrderConflict, OrderDenied, OrderInvalid
+from tradenb.execution.broker import Broker, alpaca_client
+from tradenb.execution.broker import wire as original
+from tradenb.execution.controls import Allowed, Denial, Parent
 from tradenb.execution.gateway import Gateway
 from tradenb.execution.ledger import Ledger
 from tradenb.execution.orders import OrderIntent, OrderType, Side, TimeInForce
 from tradenb.execution.states import WORKING, OrderStatus
+from tradenb.execution.switch import Level, Switch
 
 Make = Callable[..., OrderIntent]
 DAY = date(2017, 6, 1)
@@ -206,3 +209,179 @@ def test_every_type_of_order_reaches_the_exchange(gateway: Gateway, intent: Make
     ]
     statuses = [(o.symbol, o.status, o.reason) for o, _ in (gateway.submit(w) for w in wanted)]
     assert [s for s in statuses if s[1] is OrderStatus.REJECTED] == []
+
+
+@pytest.fixture
+def pair(ledger: Ledger, wire_broker: Broker) -> tuple[Gateway, Gateway]:
+    "Two gateways on one database and one broker."
+    return Gateway(ledger, wire_broker, owner="first"), Gateway(ledger, wire_broker, owner="second")
+
+
+def admitted(gateway: Gateway, wanted: OrderIntent) -> str:
+    "An order that a gateway has let in and not sent yet: it was killed in between."
+    gateway.ledger.admit(wanted, owner=gateway.owner, until=gateway.until())
+    return wanted.client_order_id
+
+
+def test_an_order_in_other_hands_is_left_alone_until_the_lease_runs_out(
+    pair: tuple[Gateway, Gateway], wire: Any, intent: Make, clock: SimulatedClock
+) -> None:
+    first, second = pair
+    name = admitted(first, intent())
+    assert second.submit(intent())[0].status is OrderStatus.PENDING_NEW
+    assert second.resolve(name).status is OrderStatus.PENDING_NEW
+    with pytest.raises(BrokerUnavailable, match="by another gateway"):
+        second.cancel(name)
+    assert (wire.posts, wire.gets) == (0, 0)
+    clock.advance(second.lease)
+    assert second.submit(intent())[0].status is OrderStatus.ACCEPTED
+    assert (wire.posts, wire.gets > 0) == (1, True)
+    assert first.submit(intent())[0].status is OrderStatus.ACCEPTED
+    assert wire.posts == 1
+
+
+def test_a_successor_of_the_same_name_need_not_wait(
+    pair: tuple[Gateway, Gateway], ledger: Ledger, wire_broker: Broker, wire: Any, intent: Make
+) -> None:
+    admitted(pair[0], intent())
+    successor = Gateway(ledger, wire_broker, owner="first")
+    assert [o.status for o in successor.resolve_all()] == [OrderStatus.PENDING_NEW]
+    assert ledger.orders()[0].lease_owner is None
+    assert successor.submit(intent())[0].status is OrderStatus.ACCEPTED
+
+
+def test_who_loses_the_lease_while_waiting_sends_nothing_more(
+    ledger: Ledger, wire: Any, intent: Make, clock: SimulatedClock
+) -> None:
+    def wait(seconds: float) -> None:
+        clock.advance(timedelta(minutes=5))
+        ledger.claim(intent().client_order_id, "second", clock.now() + timedelta(minutes=5))
+
+    broker = Broker(alpaca_client(wire.url, "K", "S", 1), wire.url, sleep=wait)
+    wire.script = ["503", "ok"]
+    order, _ = Gateway(ledger, broker, owner="first").submit(intent())
+    assert (order.status, order.lease_owner) == (OrderStatus.PENDING_NEW, "second")
+    assert wire.posts == 1
+    assert not wire.orders
+
+
+def test_a_long_wait_prolongs_the_lease(ledger: Ledger, wire: Any, intent: Make, clock: SimulatedClock) -> None:
+    leases = []
+
+    def wait(seconds: float) -> None:
+        clock.advance(timedelta(seconds=45))
+        leases.append(ledger.order(intent().client_order_id).lease_until)  # type: ignore[union-attr]
+
+    broker = Broker(alpaca_client(wire.url, "K", "S", 1), wire.url, sleep=wait)
+    wire.script = ["503", "503", "ok"]
+    assert Gateway(ledger, broker, owner="first").submit(intent())[0].status is OrderStatus.ACCEPTED
+    assert [(later - leases[0]).total_seconds() for later in leases if later and leases[0]] == [0, 45]
+
+
+def test_what_would_leave_otherwise_than_it_was_stored_stays(
+    ledger: Ledger, wire: Any, wire_broker: Broker, intent: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = Gateway(ledger, wire_broker)
+    for n, change in enumerate(
+        ({"qty": "1000"}, {"side": "sell"}, {"limit_price": "1"}, {"client_order_id": "x"}, {"extended_hours": "true"})
+    ):
+        monkeypatch.setattr("tradenb.execution.broker.wire", lambda order, c=change: original(order) | c)
+        with pytest.raises(OrderDenied, match="WIRE_DIFFERS"):
+            gateway.submit(intent(sequence=n))
+        order = gateway.stored(intent(sequence=n).client_order_id)
+        assert (order.status, order.is_final) == (OrderStatus.CANCELED, True)
+        assert "WIRE_DIFFERS" in (order.reason or "")
+    assert wire.posts == 0
+    assert [denial.code for denial in ledger.denials()] == ["WIRE_DIFFERS"] * 5
+
+
+def test_a_switch_that_is_pulled_between_admission_and_sending_holds_the_order(
+    ledger: Ledger, wire: Any, wire_broker: Broker, intent: Make, clock: SimulatedClock
+) -> None:
+    switch = Switch(ledger.engine, clock)
+
+    class Late(Gateway):
+        def _send(self, order: Any, until: Any) -> Any:
+            switch.engage("symbol:S01", Level.BLOCK, "ann", "news pending")
+            return super()._send(order, until)
+
+    with pytest.raises(OrderDenied, match="KILL_SWITCH"):
+        Late(ledger, wire_broker, switch=switch).submit(intent())
+    assert wire.posts == 0
+    assert gateway_kinds(ledger, intent()) == ["intent", "withheld"]
+    with pytest.raises(OrderDenied, match="news pending"):
+        Gateway(ledger, wire_broker, switch=switch).submit(intent(sequence=1))
+    assert ledger.order(intent(sequence=1).client_order_id) is None
+    assert [denial.code for denial in ledger.denials()] == ["KILL_SWITCH"] * 2
+    switch.release("symbol:S01", "ann")
+    assert Gateway(ledger, wire_broker, switch=switch).submit(intent(sequence=1))[1]
+
+
+def gateway_kinds(ledger: Ledger, wanted: OrderIntent) -> list[str]:
+    return [event.kind for event in ledger.events(wanted.client_order_id)]
+
+
+def test_a_denied_order_is_judged_again_and_an_admitted_one_is_not(
+    ledger: Ledger, wire_broker: Broker, intent: Make
+) -> None:
+    prepared: list[OrderIntent] = []
+
+    class Guard:
+        lets = False
+
+        def prepare(self, intents: list[OrderIntent]) -> None:
+            prepared.extend(intents)
+
+        def __call__(self, connection: Any, order: OrderIntent, name: str, parent: Parent | None) -> Any:
+            price = Decimal(20)
+            return Allowed(price * 100, price) if self.lets else Denial("ORDER_NOTIONAL", "too much", {"limit": "1"})
+
+    guard = Guard()
+    gateway = Gateway(ledger, wire_broker, guard=guard)
+    for _ in range(2):
+        with pytest.raises(OrderDenied, match="ORDER_NOTIONAL: too much"):
+            gateway.submit(intent())
+    assert ledger.orders() == []
+    guard.lets = True
+    order, created = gateway.submit(intent(), parent=Parent("basket-1", Decimal(500)))
+    assert created
+    assert (order.value, order.reference_price, order.parent_id, order.parent_qty) == (2000, 20, "basket-1", 500)
+    guard.lets = False
+    assert gateway.submit(intent()) == (order, False)
+    assert prepared == [intent()] * 4
+    (newest, _) = ledger.denials()
+    assert (newest.code, newest.numbers, newest.request["qty"]) == ("ORDER_NOTIONAL", {"limit": "1"}, "100")
+
+
+def test_an_order_given_up_that_turns_up_after_all_is_canceled_there(ledger: Ledger, market: Any, intent: Make) -> None:
+    gateway, broker = Gateway(ledger, market.broker()), market.broker()
+    for n, symbol in enumerate(("S01", "S02")):
+        order, _ = ledger.record_intent(intent(symbol))
+        assert gateway.cancel(order.client_order_id).reason == "canceled before it was sent"
+        late = broker.placed(order)  # the packet that had been held up
+        if n:
+            assert ledger.record(late.client_order_id, "stream:new", OrderStatus.ACCEPTED, broker_order_id=late.id)
+            gateway.resolve_all()
+        else:
+            gateway.adopted(gateway.stored(late.client_order_id), late)
+        assert broker.find(late.client_order_id).status == "canceled"
+        assert gateway.stored(late.client_order_id).status is OrderStatus.CANCELED
+        assert "revived" in kinds(gateway, intent(symbol))
+    assert gateway.ledger.revived() == []
+
+
+def test_an_outcome_that_could_not_be_written_down_is_found_out_later(
+    ledger: Ledger, wire: Any, wire_broker: Broker, intent: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = Gateway(ledger, wire_broker, owner="first")
+
+    def broken(*args: Any, **more: Any) -> Any:
+        raise DependencyError("the database does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "record", broken)
+        with pytest.raises(DependencyError):
+            gateway.submit(intent())
+    assert ledger.orders()[0].status is OrderStatus.PENDING_NEW
+    assert gateway.submit(intent())[0].status is OrderStatus.ACCEPTED
+    assert (wire.posts, len(wire.orders)) == (1, 1)
