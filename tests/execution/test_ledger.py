@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,10 +17,11 @@ from tradenb.core import db
 from tradenb.core.clock import SimulatedClock, new_york
 from tradenb.core.db import connect, migrate
 from tradenb.core.errors import InputError, OrderConflict
-from tradenb.execution.entries import CashEvent, Entry, Fill, Position, fold_account, fold_positions, in_order
+from tradenb.execution.controls import Denial
+from tradenb.execution.entries import CashEvent, Entry, Fill, Position, fold_account, fold_positions, in_order, rounded
 from tradenb.execution.ledger import Ledger
 from tradenb.execution.orders import OrderIntent, Side
-from tradenb.execution.states import OrderStatus
+from tradenb.execution.states import Event, Kind, OrderStatus
 
 MORNING = new_york(date(2017, 6, 1), 9)
 quantities = st.decimals(min_value="0.000000001", max_value=10_000, places=9)
@@ -196,3 +198,147 @@ def test_amounts_come_back_to_the_last_digit(ledger: Ledger, intent: Callable[..
     assert isinstance(entry, Fill)
     assert (entry.qty, entry.price, entry.fee) == (qty, price, Decimal("0.000000001"))
     assert ledger.account().cash == qty * price - Decimal("0.000000001")
+
+
+def a_fill(name: str, qty: object, price: object = "27", **changes: Any) -> Fill:
+    return replace(Fill(name, "GE", Side.BUY, Decimal(str(qty)), Decimal(str(price)), MORNING), **changes)
+
+
+def test_a_void_takes_back_what_the_fill_did_and_its_row_stays(
+    ledger: Ledger, intent: Callable[..., OrderIntent]
+) -> None:
+    order, _ = ledger.record_intent(intent("GE", 100))
+    name = {"client_order_id": order.client_order_id}
+    ledger.book([a_fill("x1", 60, **name), a_fill("x2", 40, 28, **name)])
+    ledger.void("x2", "trade_bust")
+    ledger.void("x2", "trade_bust")
+    after = ledger.order(order.client_order_id)
+    assert after is not None
+    assert (after.filled_qty, after.filled_avg_price) == (60, 27)
+    assert ledger.positions()["GE"] == Position("GE", Decimal(60), Decimal(27))
+    assert ledger.account().cash == -60 * 27
+    assert [entry.id for entry in ledger.entries()] == ["x1"]
+    assert set(ledger.fills_since(MORNING)) == {"x1"}
+    assert ledger.known(["x1", "x2", "x3"]) == {"x1", "x2"}
+    assert ledger.voids()["x2"].reason == "trade_bust"
+    assert [e.kind for e in ledger.events(order.client_order_id)][-1] == "fill_voided"
+    assert ledger.check() == []
+
+
+def test_a_void_may_come_before_its_fill(ledger: Ledger) -> None:
+    ledger.void("x1", "trade_bust")
+    assert ledger.book_fill(a_fill("x1", 60))
+    assert ledger.positions() == {}
+    assert ledger.account().cash == 0
+    assert ledger.check() == []
+
+
+def test_the_last_fill_taken_back_leaves_no_position(ledger: Ledger) -> None:
+    ledger.book_fill(a_fill("x1", 60))
+    ledger.void("x1", "trade_bust")
+    assert ledger.positions() == {}
+    assert ledger.check() == []
+
+
+@dataclass(frozen=True)
+class Seen:
+    "The broker's order, as far as `infer` reads it."
+
+    filled_qty: Decimal
+    filled_avg_price: Decimal
+    status: str = "partially_filled"
+    id: str = "b-1"
+    symbol: str = "GE"
+    side: str = "buy"
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.integers(100, 9_999)), min_size=1, max_size=5), st.randoms(), st.data()
+)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+def test_what_was_inferred_gives_way_to_what_comes_in_whatever_order(
+    both: list[Engine], parts: list[tuple[int, int]], rng: Any, data: st.DataObject
+) -> None:
+    real = [a_fill(f"x{n}", q, Decimal(p) / 100, broker_order_id="b-1") for n, (q, p) in enumerate(parts)]
+    total = sum((f.qty for f in real), Decimal(0))
+    value = sum((f.qty * f.price for f in real), Decimal(0))
+    shuffled = rng.sample(real, len(real))
+    when = data.draw(st.integers(0, len(real)))
+    for engine in both:
+        with engine.begin() as connection:
+            for table in (db.fills, db.fill_voids, db.cash_events, db.positions):
+                connection.execute(delete(table))
+        ledger = Ledger(engine, SimulatedClock(MORNING))
+        for n, fill in enumerate([*shuffled, *shuffled[:1]]):
+            if n == when:
+                ledger.infer(Seen(total, rounded(value / total)), MORNING, None)
+                assert ledger.positions()["GE"].qty == total
+            ledger.book_fill(fill)
+            assert ledger.check() == []
+        assert {entry.id for entry in ledger.entries()} == {fill.id for fill in real}
+        assert ledger.positions()["GE"].qty == total
+        assert ledger.account() == fold_account(real)
+
+
+def test_a_cache_that_was_damaged_is_mended(ledger: Ledger) -> None:
+    ledger.book([a_fill("x1", 10), a_fill("x2", 5, symbol="KO")])
+    with ledger.engine.begin() as connection:
+        connection.execute(db.positions.update().where(db.positions.c.symbol == "GE").values(qty=Decimal(11)))
+        connection.execute(delete(db.positions).where(db.positions.c.symbol == "KO"))
+        row = {"symbol": "IBM", "qty": Decimal(1), "avg_entry_price": Decimal(1), "realised_pnl": Decimal(0)}
+        connection.execute(db.positions.insert(), row | {"updated_at": MORNING})
+    assert len(ledger.check()) == 3
+    assert ledger.rebuild() == ["GE", "IBM", "KO"]
+    assert ledger.check() == []
+    assert ledger.rebuild() == []
+    assert set(ledger.positions()) == {"GE", "KO"}
+
+
+def test_a_batch_counts_each_step_of_an_order_and_ends_where_the_broker_says(
+    ledger: Ledger, intent: Callable[..., OrderIntent]
+) -> None:
+    order, _ = ledger.record_intent(intent("GE", 100))
+    name = order.client_order_id
+    parts = [a_fill(f"x{n}", 25, client_order_id=name, at=MORNING + timedelta(seconds=n)) for n in range(3)]
+    news = ledger.book([*parts, parts[0]], {"x2": OrderStatus.CANCELED})
+    assert [entry.id for entry in news] == ["x0", "x1", "x2"]
+    after = ledger.order(name)
+    assert after is not None
+    assert (after.status, after.filled_qty) == (OrderStatus.CANCELED, 75)
+    told = [(e.kind, e.status_to) for e in ledger.events(name)]
+    assert told == [
+        ("intent", "pending_new"),
+        ("fill", "partially_filled"),
+        ("fill", "partially_filled"),
+        ("fill", "canceled"),
+    ]
+
+
+def test_a_fill_brings_back_an_order_that_we_had_given_up(ledger: Ledger, intent: Callable[..., OrderIntent]) -> None:
+    order, _ = ledger.record_intent(intent("GE", 100))
+    name = order.client_order_id
+    ledger.record(name, "canceled", Event(Kind.WITHDRAWN), reason="canceled before it was sent")
+    ledger.book_fill(a_fill("x1", 40, client_order_id=name, broker_order_id="b-1"))
+    (revived,) = ledger.revived()
+    assert (revived.status, revived.filled_qty, revived.broker_order_id) == (OrderStatus.PARTIALLY_FILLED, 40, "b-1")
+    ledger.record(name, "stream:canceled", OrderStatus.CANCELED, broker_order_id="b-1")
+    assert ledger.revived() == []
+
+
+def test_denials_are_kept_with_their_numbers(ledger: Ledger, intent: Callable[..., OrderIntent]) -> None:
+    denial = Denial("PRICE_COLLAR", "limit_price=90", {"limit_price": "90"})
+    ledger.deny(intent("GE", "12.5"), denial, run_id="run-1")
+    (kept,) = ledger.denials(run_id="run-1")
+    assert (kept.code, kept.detail, kept.numbers) == ("PRICE_COLLAR", "limit_price=90", {"limit_price": "90"})
+    assert (kept.symbol, kept.request["qty"], kept.request["trade_date"]) == ("GE", "12.5", "2017-06-01")
+    assert ledger.denials(trade_date=date(2017, 6, 2)) == []
+
+
+def test_two_symbols_that_hang_together_are_counted_together(ledger: Ledger) -> None:
+    gone = CashEvent("e1", "symbol_change", Decimal(0), MORNING + timedelta(hours=1), "GE", detail={"into": "GEV"})
+    entries = [gone, a_fill("x2", 5, 30, at=MORNING + timedelta(hours=2), symbol="GEV"), a_fill("x1", 10, 27)]
+    for entry in entries:
+        ledger.book([entry])
+        assert ledger.check() == []
+    assert ledger.positions()["GEV"] == Position("GEV", Decimal(15), Decimal(28))
+    assert ledger.positions()["GE"].qty == 0
