@@ -667,3 +667,20 @@ def test_orders_are_counted_under_their_path(serve):
             line for line in lines if line.startswith("http_request_duration_seconds_count") and f'"{method}"' in line
         )
         assert "/orders" in count
+
+
+def test_no_secret_stands_in_a_log_an_answer_or_an_error(serve, tmp_path):
+    with capture_logs() as logs:
+        exchange = serve()
+        opened = exchange.http.post("/admin/accounts", json={"name": "mine"}).json()
+        pairs = KEYS, (opened["key_id"], opened["secret_key"])
+        answers = []
+        for key, secret in pairs:
+            for given in ((key, secret), (key, secret[:-1]), (secret, key), ("", secret)):
+                headers = dict(zip(("APCA-API-KEY-ID", "APCA-API-SECRET-KEY"), given, strict=True))
+                for path in ("/v2/account", "/v2/orders/none", "/admin/accounts", "/v2/stocks/bars", "/nowhere"):
+                    answers.append(httpx.get(f"{exchange.url}{path}", headers=headers))
+        told = "".join(f"{a.text} {a.headers}" for a in answers) + repr(logs) + exchange.http.get("/openapi.json").text
+    for _, secret in pairs:
+        assert secret not in told
+        assert secret.encode() not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
