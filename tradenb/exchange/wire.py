@@ -37,8 +37,13 @@ def number(value: Decimal | None, places: int | None = None) -> str | None:
     if value is None:
         return None
     if places is not None:
-        return f"{value.quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP):f}"
-    return f"{value.normalize() + 0:f}"
+        return format(value.quantize(_UNITS[places], ROUND_HALF_UP), "f")
+    text = format(value, "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
+
+
+_UNITS = [Decimal(1).scaleb(-places) for places in range(13)]
 
 
 def instant(at: datetime | None) -> str | None:

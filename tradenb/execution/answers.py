@@ -117,7 +117,14 @@ _ORDER = tuple(f.name for f in fields(StoredOrder))
 def position_json(position: Position, price: Decimal | None) -> dict[str, Any]:
     "A position with its profit; market values are none without a price"
     value, profit = (None, None) if price is None else (position.qty * price, position.unrealised_pnl(price))
-    return asdict(position) | {"price": price, "market_value": value, "unrealised_pnl": profit}
+    return {name: getattr(position, name) for name in _POSITION} | {
+        "price": price,
+        "market_value": value,
+        "unrealised_pnl": profit,
+    }
+
+
+_POSITION = tuple(f.name for f in fields(Position))
 
 
 def account_json(account: Account, positions: Mapping[str, Position], prices: Mapping[str, Decimal]) -> dict[str, Any]:

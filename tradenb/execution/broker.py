@@ -799,6 +799,15 @@ class Broker(MarketData):
 
         return self.read(self.client.get_all_positions, parse)
 
+    def prices(self) -> dict[str, Decimal]:
+        "The last price of what is held, by symbol"
+
+        def parse(answer: Any) -> dict[str, Decimal]:
+            told = {word(p, "symbol"): at_least_0(decimal(p.get("current_price"))) for p in answer}
+            return {symbol: price for symbol, price in told.items() if price is not None}
+
+        return self.read(self.client.get_all_positions, parse)
+
     def orders(self, after: datetime | None = None, status: str = "all") -> dict[str, BrokerOrder]:
         "Orders submitted after a time, by `client_order_id`"
         orders: dict[str, BrokerOrder] = {}

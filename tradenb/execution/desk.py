@@ -27,7 +27,7 @@ from ..core.clock import Clock
 from ..core.errors import BrokerUnavailable, ConfigError, ServiceUnavailable, TradenbError, one_line
 from ..core.logs import get_logger
 from ..core.settings import Settings, variable
-from .broker import Broker, BrokerPosition, Unclear, alpaca_client, require_account
+from .broker import Broker, Unclear, alpaca_client, require_account
 from .gateway import Gateway
 from .ledger import Ledger
 from .listings import statuses
@@ -201,17 +201,13 @@ class Desk:
         "The database"
         return self.gateway.ledger.engine
 
-    def broker_positions(self) -> dict[str, BrokerPosition]:
-        "The broker's view, empty when it cannot be had"
+    def prices(self) -> dict[str, Decimal]:
+        "Last price by symbol; where the broker cannot be read, positions and cash are still ours to tell"
         try:
-            return self.gateway.broker.glance.positions()
+            return self.gateway.broker.glance.prices()
         except BrokerUnavailable as error:
             get_logger("execution").warning("prices_unavailable", detail=str(error))
             return {}
-
-    def prices(self) -> dict[str, Decimal]:
-        "Last price by symbol; where the broker cannot be read, positions and cash are still ours to tell"
-        return {s: p.current_price for s, p in self.broker_positions().items() if p.current_price is not None}
 
     def start(self) -> None:
         "Listen to the broker"
