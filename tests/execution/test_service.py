@@ -10,10 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
+import typer
 from pydantic import SecretStr
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
+from tradenb.cli import orders
 from tradenb.core import db, web
 from tradenb.core.clock import SimulatedClock, new_york
 from tradenb.core.db import connect
@@ -349,3 +351,24 @@ def test_real_money_needs_two_switches(settings: Settings, clock: SimulatedClock
     made = settings.model_copy(update={"execution": settings.execution.model_copy(update=live)})
     with pytest.raises(ConfigError, match="nothing is traded"):
         make_desk(made, clock, engine, market.url)
+
+
+def test_orders_are_listed_shown_and_canceled_from_the_command_line(
+    client: httpx.Client, database_url: str, tmp_path: Any, monkeypatch: Any, capsys: Any
+) -> None:
+    for name, value in (("CORE__DATABASE_URL", database_url), ("SERVICES__API_KEY", KEY), ("CORE__ROOT", tmp_path)):
+        monkeypatch.setenv(f"TRADENB_{name}", str(value))
+    monkeypatch.setenv("TRADENB_SERVICES__EXECUTION_URL", str(client.base_url))
+    tell = typer.main.get_command(orders.commands)
+    said = lambda *words: tell(["orders", *words], standalone_mode=False) or capsys.readouterr().out
+    first, second = (client.post("/api/v1/orders", json=BODY | {"symbol": s}).json() for s in ("S01", "S02"))
+    client.post("/api/v1/orders", json=BODY | {"qty": "90000"})
+    assert said("list", "--status", "open").count("accepted") == 2
+    assert "b-" not in said("list", "--symbols", "S09")
+    assert first["broker_order_id"] in said("show", first["client_order_id"][:10])
+    assert "S01: canceled" in said("cancel", first["client_order_id"][:10])
+    assert said("list", "--status", "open").count("accepted") == 1
+    assert tell(["orders", "cancel", first["client_order_id"]], standalone_mode=False) == 2
+    assert "nothing left to cancel" in capsys.readouterr().err
+    assert "ORDER_NOTIONAL" in said("denials", "--date", "2017-06-01")
+    assert client.get(f"/api/v1/orders/{second['client_order_id']}").json()["status"] == "accepted"
