@@ -16,6 +16,7 @@ from polars.testing import assert_frame_equal
 from tradenb.core.errors import InputError
 from tradenb.core.settings import load
 from tradenb.exchange import accounts as exchange
+from tradenb.exchange import corporate
 from tradenb.features.labels import label
 from tradenb.features.panel import Panel, random_panel
 from tradenb.market.actions import place_events
@@ -566,8 +567,8 @@ def test_trades_and_events_are_booked_as_the_exchange_books_them(steps):
             theirs = exchange.book(theirs, fill)
         elif (held := theirs.positions.get("A")) is not None:
             value = Decimal(repr(amount))
-            action = exchange.Action("A", day, kind, value if kind == "split" else Decimal(1), ZERO if kind == "split" else value)  # fmt: skip
-            theirs = exchange.fold(exchange.action_activities(owner, held, action, at), theirs)
+            action = corporate.Action("A", day, kind, value if kind == "split" else Decimal(1), ZERO if kind == "split" else value)  # fmt: skip
+            theirs = exchange.fold(corporate.action_activities(owner, held, action, at), theirs)
             nothing = float("nan")
             split, cash, final = {"split": (amount, 0.0, nothing), "dividend": (1.0, amount, nothing), "delisting": (1.0, 0.0, amount)}[kind]  # fmt: skip
             ours.event(0, split, cash, final)
