@@ -12,7 +12,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
 PAGE = (PROJECT / "docs" / "guide" / "exchange.md").read_text(encoding="utf-8")
-COMMAND = "import sys; from tradenb.cli.exchange import commands; commands(sys.argv[1:])"
+COMMAND = "import sys; from tradenb.cli.main import main; main(['exchange', *sys.argv[1:]])"
 
 
 class Served:
