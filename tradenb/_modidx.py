@@ -1432,6 +1432,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'tradenb/execution/commits.py'),
                                            'tradenb.execution.commits.is_lost': ( 'execution/commits.html#is_lost',
                                                                                   'tradenb/execution/commits.py'),
+                                           'tradenb.execution.commits.is_reset': ( 'execution/commits.html#is_reset',
+                                                                                   'tradenb/execution/commits.py'),
                                            'tradenb.execution.commits.opened': ( 'execution/commits.html#opened',
                                                                                  'tradenb/execution/commits.py'),
                                            'tradenb.execution.commits.told': ( 'execution/commits.html#told',

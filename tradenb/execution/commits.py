@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['T', 'Work', 'PEN', 'SETTINGS', 'RELAXED', 'LONGEST_WAIT_S', 'LOOK_AGAIN_S', 'MOST', 'Job', 'opened', 'begun',
-           'Transactions', 'told', 'is_lost', 'Committing', 'Writer', 'Prepared', 'writer_of']
+           'is_reset', 'Transactions', 'told', 'is_lost', 'Committing', 'Writer', 'Prepared', 'writer_of']
 
 # %% ../../nbs/execution/04_commits.ipynb #16a4e4cb
 import threading
@@ -75,6 +75,15 @@ def begun(connection: Connection) -> RootTransaction:
         sleep(LOOK_AGAIN_S)
 
 # %% ../../nbs/execution/04_commits.ipynb #c0f257ec
+def is_reset(connection: Connection) -> bool:
+    "Whether a connection is good for the next transaction. A COMMIT that failed (a full disk) leaves its transaction open, and with it everybody else out: SQLAlchemy rolls back only what was never committed."
+    try:
+        connection.connection.rollback()
+    except Exception:
+        return False
+    return not (connection.invalidated or connection.closed)
+
+
 class Transactions:
     "One transaction after the other on an engine"
 
@@ -92,7 +101,7 @@ class Transactions:
                     connection.execute(PEN)
                 yield connection
         except BaseException:
-            if connection.invalidated or connection.closed:
+            if not is_reset(connection):
                 self._held.pop(durable, None)
             raise
 
