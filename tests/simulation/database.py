@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Database:
         engine = connect(f"sqlite:///{self.path}", timeout_s=0)
         event.listen(engine, "connect", lambda raw, _: self._connected(name, raw))
         event.listen(engine, "begin", lambda connection: self._before_begin(name, connection), insert=True)
-        event.listen(engine, "rollback", lambda connection: self._inside(False))
+        event.listen(engine, "rollback", lambda connection: self._rolled_back(connection))
         commit = engine.dialect.do_commit
         engine.dialect.do_commit = lambda raw: self._commit(commit, raw)  # type: ignore[method-assign]
         return engine
@@ -74,9 +75,15 @@ class Database:
         if self.schedule is not None and self.schedule.task is not None:
             self.schedule.task.writes = writes
 
+    def _rolled_back(self, connection: Any) -> None:
+        if connection.get_execution_options().get("writes"):
+            self._inside(False)
+
     def _before_begin(self, name: str, connection: Any) -> None:
         if self.schedule is None or self.schedule.task is None:
             return
+        if self.schedule.task.writes:
+            return  # a look from within a transaction: nobody else may go first
         writes = bool(connection.get_execution_options().get("writes"))
         self.schedule.point("begin" if writes else "read")
         if name in self.down or self.faults.strikes("locked"):
@@ -103,7 +110,7 @@ class Database:
 
     def look(self, query: str, *values: Any) -> list[tuple]:
         "What is committed, read from outside."
-        with sqlite3.connect(self.path, isolation_level=None) as connection:
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
             return connection.execute(query, values).fetchall()
 
     def close(self) -> None:

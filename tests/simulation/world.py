@@ -12,6 +12,8 @@ from typing import Any
 from tradenb.core.calendar import session
 from tradenb.core.clock import Stopwatch, new_york
 
+from tradenb.execution import commits
+
 from .actors import Clients, Server, Wanted, Webhooks, limits_of_a_world
 from .database import Database
 from .exchange import Exchange
@@ -56,6 +58,7 @@ class World:
         self.story = Story(aloud)
         self.schedule = Schedule(random.Random(f"{seed} schedule"), start, self.story)
         self.schedule.before_point = self._before_point
+        setattr(commits, "sleep", self.schedule.pause)  # noqa: B010 — a writer that waits for another process's
         self.faults = Faults(random.Random(f"{seed} faults"))
         for suffix in ("", "-wal", "-shm"):
             (root / f"exchange.db{suffix}").unlink(missing_ok=True)
