@@ -33,7 +33,9 @@ class Served:
             self.said.append(line.rstrip("\n"))
             if "client.get_account().equity" in line:
                 break
-        self.url = re.search(r"http://[\d.:]+", "\n".join(self.said))[0]
+        found = re.search(r"http://[\d.:]+", "\n".join(self.said))
+        assert found, self.said
+        self.url = found[0]
 
     def end(self) -> int:
         "Ask it to end; its exit code."
