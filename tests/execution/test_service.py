@@ -362,7 +362,7 @@ def test_orders_are_listed_shown_and_canceled_from_the_command_line(
     tell = typer.main.get_command(orders.commands)
     said = lambda *words: tell(["orders", *words], standalone_mode=False) or capsys.readouterr().out
     first, second = (client.post("/api/v1/orders", json=BODY | {"symbol": s}).json() for s in ("S01", "S02"))
-    client.post("/api/v1/orders", json=BODY | {"qty": "90000"})
+    client.post("/api/v1/orders", json=BODY | {"symbol": "S04", "qty": "90000"})
     assert said("list", "--status", "open").count("accepted") == 2
     assert "b-" not in said("list", "--symbols", "S09")
     assert first["broker_order_id"] in said("show", first["client_order_id"][:10])
