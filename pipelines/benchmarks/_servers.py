@@ -162,7 +162,7 @@ def serve(service: str, port: int, begin: str) -> None:
     if service == "exchange":
         from tradenb.exchange.service import from_settings
 
-        app = from_settings(settings, datetime.fromisoformat(begin))
+        app = from_settings(settings, datetime.fromisoformat(begin) if begin else None)
     else:
         from tradenb.execution.service import create_app
 
