@@ -10,7 +10,8 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, func, select, text
+from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
+from sqlalchemy.exc import OperationalError
 
 from tradenb.core import db
 from tradenb.core.calendar import is_session
@@ -274,6 +275,28 @@ def test_a_leader_that_is_interrupted_leaves_nobody_waiting(engine: Engine) -> N
     leader.join(5)
     assert len(interrupted) == 1
     writer.close()
+
+
+@pytest.mark.parametrize("moment", ["before_cursor_execute", "commit"])
+def test_a_transaction_that_fails_leaves_nothing_behind(
+    moment: str, engines: list[Engine], intent: Make, clock: SimulatedClock
+) -> None:
+    broken, other = (Ledger(engine, clock, Writer(engine)) for engine in engines[:2])
+    failing = [True]
+
+    def fail(*args: Any) -> None:
+        if failing and (moment == "commit" or "INSERT" in args[2]):
+            raise OperationalError("statement", {}, Exception("disk I/O error"))
+
+    event.listen(engines[0], moment, fail)
+    with pytest.raises(DependencyError, match="disk I/O error"):
+        broken.record_intent(intent("S01"))
+    assert other.record_intent(intent("S02"))[1]
+    failing.clear()
+    assert broken.record_intent(intent("S01"))[1]
+    assert len(other.orders()) == 2
+    for ledger in (broken, other):
+        ledger.writer.close()
 
 
 def test_a_database_that_was_restarted_is_found_again(postgres_url: str, intent: Make, clock: SimulatedClock) -> None:

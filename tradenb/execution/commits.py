@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['T', 'Work', 'PEN', 'SETTINGS', 'RELAXED', 'LONGEST_WAIT_S', 'LOOK_AGAIN_S', 'MOST', 'Job', 'opened', 'begun',
-           'is_reset', 'Transactions', 'told', 'is_lost', 'Committing', 'Writer', 'Prepared', 'writer_of']
+           'Transactions', 'told', 'is_lost', 'Committing', 'Writer', 'Prepared', 'writer_of']
 
 # %% ../../nbs/execution/04_commits.ipynb #16a4e4cb
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, CursorResult, Engine, RootTransaction, event, text
@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from ..core.clock import Stopwatch, sleep
 from ..core.errors import DependencyError, one_line
+from ..core.logs import get_logger
 
 # %% ../../nbs/execution/04_commits.ipynb #9db4cd35
 T = TypeVar("T")
@@ -75,15 +76,6 @@ def begun(connection: Connection) -> RootTransaction:
         sleep(LOOK_AGAIN_S)
 
 # %% ../../nbs/execution/04_commits.ipynb #c0f257ec
-def is_reset(connection: Connection) -> bool:
-    "Whether a connection is good for the next transaction. A COMMIT that failed (a full disk) leaves its transaction open, and with it everybody else out: SQLAlchemy rolls back only what was never committed."
-    try:
-        connection.connection.rollback()
-    except Exception:
-        return False
-    return not (connection.invalidated or connection.closed)
-
-
 class Transactions:
     "One transaction after the other on an engine"
 
@@ -101,9 +93,20 @@ class Transactions:
                     connection.execute(PEN)
                 yield connection
         except BaseException:
-            if not is_reset(connection):
-                self._held.pop(durable, None)
+            self._undo(durable, connection)
             raise
+
+    def _undo(self, durable: bool, connection: Connection) -> None:
+        "Leave no transaction open, also where it was the commit that failed; a connection that is gone is given up"
+        try:
+            if not connection.invalidated:
+                connection.connection.rollback()
+                return
+        except Exception as error:
+            get_logger("execution").warning("connection_given_up", detail=one_line(error, 160))
+        self._held.pop(durable, None)
+        with suppress(Exception):
+            connection.close()
 
     def close(self) -> None:
         "Let go of the connections; they are opened again when they are needed"

@@ -45,11 +45,9 @@ def adopt(
     known: StoredOrder | None = None,  # the order as we hold it: saves reading it, where nobody was quicker
 ) -> StoredOrder:
     "Take over the broker's view of an order; fills are booked by their own events"
-    status = from_broker(found.status)
-    seen = [OrderStatus.SUBMITTED, *([status] if status else [])]
-    detail = {"broker": found.status}
+    seen, detail = from_broker(found.status) or OrderStatus.SUBMITTED, {"broker": found.status}
     return ledger.record(
-        client_order_id, kind, *seen, detail=detail, broker_order_id=found.id, durable=False, known=known
+        client_order_id, kind, seen, detail=detail, broker_order_id=found.id, durable=False, known=known
     )
 
 
@@ -184,8 +182,11 @@ class LastLook:
             self.until = self.desk.until()
         if difference := differs(self.order, body):
             raise Withheld(difference)
-        if self.desk.switch and (standing := self.desk.switch.forbids(self.order)):
-            raise Withheld(halted(standing))
+        if self.desk.switch:
+            with self.desk.ledger.reading() as connection:
+                standing = self.desk.switch.forbids(self.order, connection)
+            if standing:
+                raise Withheld(halted(standing))
 
 # %% ../../nbs/execution/09_gateway.ipynb #8f1a4d0a
 class Intake(Resolving):

@@ -123,7 +123,7 @@ class Book:
         return self.engine if self._plain else self.engine.execution_options(isolation_level=level)
 
     @contextmanager
-    def _reading(self) -> Iterator[Connection]:
+    def reading(self) -> Iterator[Connection]:
         "For one question"
         with self._one.connect() as connection:
             yield connection
@@ -334,7 +334,7 @@ class Denials(Admissions):
         query = select(db.denials).order_by(db.denials.c.id.desc()).limit(limit)
         query = query if trade_date is None else query.where(db.denials.c.trade_date == trade_date)
         query = query if run_id is None else query.where(db.denials.c.run_id == run_id)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [StoredDenial(**row._mapping) for row in connection.execute(query)]
 
 # %% ../../nbs/execution/04_intents.ipynb #66026efb

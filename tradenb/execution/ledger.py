@@ -386,7 +386,7 @@ class OrderViews(Inferring):
 
     def order(self, client_order_id: str) -> StoredOrder | None:
         "One order, or none"
-        with self._reading() as connection:
+        with self.reading() as connection:
             return found(connection, client_order_id)
 
     def orders(
@@ -403,20 +403,20 @@ class OrderViews(Inferring):
             query = query.where(db.orders.c.trade_date == trade_date)
         if status is not None:
             query = query.where(db.orders.c.status.in_([s.value for s in status]))
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [stored(row) for row in connection.execute(query)]
 
     def names(self, broker_order_ids: Iterable[str]) -> dict[str, str]:
         "client_order_id by the broker's id, for the orders that are ours"
         theirs, ours = db.orders.c.broker_order_id, db.orders.c.client_order_id
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(select(theirs, ours).where(theirs.in_(list(broker_order_ids)))).all()
         return {row[0]: row[1] for row in rows}
 
     def events(self, client_order_id: str) -> Sequence[Any]:
         "What happened to an order, in the order in which we learned it"
         table = db.order_events
-        with self._reading() as connection:
+        with self.reading() as connection:
             return connection.execute(
                 select(table).where(table.c.client_order_id == client_order_id).order_by(table.c.id)
             ).all()
@@ -426,7 +426,7 @@ class OrderViews(Inferring):
         e, working = db.order_events.c, [s.value for s in WORKING]
         given_up = select(e.client_order_id).where(e.kind == "revived")
         query = select(db.orders).where(db.orders.c.status.in_(working), db.orders.c.client_order_id.in_(given_up))
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [stored(row) for row in connection.execute(query)]
 
 # %% ../../nbs/execution/04_ledger.ipynb #b8dd015c
@@ -509,7 +509,7 @@ class Ledger(OrderViews):
 
     def fills_since(self, at: datetime) -> dict[str, Fill]:
         "Executions that count, from a time on, by id"
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(select(db.fills).where(db.fills.c.at >= at, COUNTS))
             return {row.execution_id: fill_of(row) for row in rows}
 
@@ -519,31 +519,31 @@ class Ledger(OrderViews):
 
     def voids(self) -> dict[str, Void]:
         "Executions that count no longer, by id"
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(select(db.fill_voids)).all()
         return {row.execution_id: Void(row.execution_id, row.reason, row.replaced_by) for row in rows}
 
     def newest(self) -> datetime | None:
         "When the last entry happened"
-        with self._reading() as connection:
+        with self.reading() as connection:
             times = [connection.execute(select(func.max(table.c.at))).scalar() for table in (db.fills, db.cash_events)]
         return max((at for at in times if at), default=None)
 
     def known(self, ids: Iterable[str]) -> set[str]:
         "Those of some execution and activity ids that are booked"
         names = list(ids)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return booked(connection, names, names)
 
     def positions(self) -> dict[str, Position]:
         "Cached positions by symbol, closed ones included (they carry realised profit)"
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(select(db.positions).order_by(db.positions.c.symbol)).all()
         return {row.symbol: position_of(row) for row in rows}
 
     def account(self) -> Account:
         "Cash and its parts"
-        with self._reading() as connection:
+        with self.reading() as connection:
             return account_of(self._cash.days(connection))
 
     def check(self) -> list[str]:
