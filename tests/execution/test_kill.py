@@ -215,6 +215,49 @@ def test_two_at_once_close_once(built: Market, engine: Engine, clock: SimulatedC
     assert (held(built), never_flipped(built), [e.troubles for e in ends]) == ({}, True, [[], [], []])
 
 
+def test_a_command_that_died_before_its_closing_order_left_stands_in_nobodys_way(
+    built: Market, ledger: Ledger, clock: SimulatedClock, intent: Callable[..., OrderIntent]
+) -> None:
+    name = f"kill-{NEXT:%Y%m%d}-S01-1"
+    ledger.admit(
+        intent("S01", 299, side=Side.SELL, strategy="kill", trade_date=NEXT, time_in_force=TimeInForce.DAY), name
+    )
+    done = killer(built, ledger.engine, clock).turn(Level.FLATTEN, "ann")
+    assert (done.burned, done.exit_code) == ([name], 0)
+    assert {o.client_order_id[-5:]: o.qty for o in built.broker().open_orders()}["S01-2"] == 300
+    built.step(OPEN)
+    assert (held(built), never_flipped(built)) == ({}, True)
+
+
+class Stale(Broker):
+    "A broker whose answer about positions is overtaken by somebody else's flatten."
+
+    calls, rival = 0, staticmethod(lambda: None)
+    at = 0
+
+    def positions(self) -> dict[str, Any]:
+        answer, self.calls = super().positions(), self.calls + 1
+        if self.calls == self.at:
+            self.rival()
+        return answer
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_positions_that_are_gone_when_the_order_leaves_are_not_closed_twice(
+    built: Market, engine: Engine, clock: SimulatedClock, at: int
+) -> None:
+    def rival() -> None:
+        killer(built, engine, clock).turn(Level.FLATTEN, "bob")
+        built.step(OPEN)
+
+    broker = Stale(alpaca_client(built.url, "K", "S", 5), built.url, backoff_s=0.01)
+    broker.at, broker.rival = at, rival  # type: ignore[assignment,method-assign]
+    Kill(broker, Books(engine, clock), pause_s=0.01, looks=2).turn(Level.FLATTEN, "ann")
+    built.step(new_york(NEXT, 17))
+    assert broker.calls >= at
+    assert (held(built), never_flipped(built)) == ({}, True)
+
+
 FAULTS = (
     "timeout_after",
     "gateway_timeout_after",

@@ -107,8 +107,9 @@ def kill_block(scope: Scope = "*", why: Why = "", who: Who = None, overrides: Se
 def engage(level: "Level", scope: str, why: str, who: str | None, overrides: list[str] | None) -> None:
     "Set the switch, which needs no broker"
     from tradenb.execution.kill import Done
+    from tradenb.execution.switch import scope_of
 
-    books, done = books_of(settings_from(overrides)), Done(scope, level)
+    books, done = books_of(settings_from(overrides)), Done(scope_of(scope), level)
     done.standing = books.write(done, "the switch", lambda: books.switch.engage(scope, level, somebody(who), why))
     finish(done)
 

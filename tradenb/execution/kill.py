@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..core import db
 from ..core.clock import NEW_YORK, Clock, sleep
-from ..core.errors import TradenbError, one_line
+from ..core.errors import OrderConflict, TradenbError, one_line
 from ..core.logs import get_logger
 from .broker import Broker, BrokerOrder, Confirmed, MarketClock, Rejected
 from .entries import CashEvent, Fill, fold_positions
@@ -108,10 +108,13 @@ class Books:
         "As `ask`, once: a database that cannot be written is not waited for again"
         if not self.writable:
             return None
-        before = len(done.troubles)
-        answer = self.ask(done, what, call, None)
-        self.writable = len(done.troubles) == before
-        return answer
+
+        def at_last() -> T:
+            answer, self.writable = call(), True
+            return answer
+
+        self.writable = False
+        return self.ask(done, what, at_last, None)
 
 # %% ../../nbs/execution/13_kill.ipynb #9cddd286
 PREFIX = "kill-"  # of the ids of orders that close
@@ -322,8 +325,14 @@ class Closing(Canceling):
             strategy, symbol, side, OrderType.MARKET, TimeInForce.DAY, day, qty=abs(qty), sequence=number
         )
         self.tell(f"closing {canonical(qty)} {symbol}")
-        stored = self.books.write(done, "closing orders", lambda: self.books.ledger.admit(intent, name)[0])
-        order = stored or new_order(intent, Admission(name), None, self.books.clock.now())
+        stored = self.books.write(done, "closing orders", lambda: self._written(intent, name))
+        if stored is False:
+            return
+        order = (
+            stored
+            if isinstance(stored, StoredOrder)
+            else new_order(intent, Admission(name), None, self.books.clock.now())
+        )
         outcome = self.broker.submit(order, ask_first=True)
         if isinstance(outcome, Confirmed):
             done.sent += [name] if name not in done.sent else []
@@ -333,6 +342,13 @@ class Closing(Canceling):
             self.refusals[symbol] = self.refusals.get(symbol, 0) + 1
             if self.refusals[symbol] >= 3:
                 done.trouble(f"{canonical(qty)} {symbol} cannot be closed: {outcome.reason}")
+
+    def _written(self, intent: OrderIntent, name: str) -> StoredOrder | bool:
+        "The order as the ledger has it; false when somebody closes another quantity under this name, just now"
+        try:
+            return self.books.ledger.admit(intent, name)[0]
+        except OrderConflict:
+            return False
 
     def flatten(self, done: Done) -> None:
         "Close what is held, and wait until it is; not for a market that is shut"

@@ -1,0 +1,63 @@
+"`tradenb kill` from the command line: what it needs, what it asks, what it says and ends with."
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tradenb.cli.main import run
+from tradenb.core.db import connect, default_url, migrate
+
+Tell = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tell:
+    "Run a command on a database without orders, and a broker that is not there."
+    root = tmp_path / "data"
+    migrate(connect(default_url(root))).dispose()
+    settings = {"CORE__ROOT": root, "SERVICES__EXCHANGE_URL": "http://127.0.0.1:9", "EXECUTION__ATTEMPTS": 1}
+    for name, value in (settings | {"EXECUTION__BROKER_KEY_ID": "K", "EXECUTION__BROKER_SECRET": "S"}).items():
+        monkeypatch.setenv(f"TRADENB_{name}", str(value))
+
+    def ask(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run(["kill", *words])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return ask
+
+
+def test_a_block_is_set_seen_and_released_without_gateway_and_broker(tell: Tell) -> None:
+    assert tell("block", "--why", "drill", "--who", "ann")[:2] == (0, "*: block in force\n")
+    assert tell("block", "--scope", "symbol:AAPL")[0] == 0
+    code, out, err = tell("status")
+    assert code == 1 and "ann" in out and "drill" in out and "the broker does not answer" in err
+    code, out, _ = tell("release", "--why", "over", "--who", "bob")
+    assert code == 0 and "release of * by bob" in out and "still in force: block of symbol:AAPL" in out
+
+
+def test_engaging_never_weakens_and_release_goes_down_by_name(tell: Tell) -> None:
+    tell("block")
+    assert tell("reduce")[1] == "*: block in force\n"
+    assert "reduce of *" in tell("release", "--to", "reduce")[1]
+
+
+def test_a_broker_that_is_down_leaves_the_switch_thrown_and_says_so(tell: Tell) -> None:
+    code, out, err = tell("flatten", "--yes", "--why", "fire")
+    assert code == 1 and "*: flatten in force" in out and "not done: the broker's part" in out and "repeat" in err
+
+
+@pytest.mark.parametrize("command", ["cancel", "flatten"])
+def test_what_sells_or_cancels_is_not_done_without_a_yes(tell: Tell, command: str) -> None:
+    code, out, err = tell(command)
+    assert (code, out) == (3, "") and "--yes" in err
+    assert "release" in tell("release")[1] or "never engaged" in tell("release")[1]
+
+
+@pytest.mark.parametrize("scope", ["all", "symbol:", "symbol:aapl", "account:1"])
+def test_a_scope_that_matches_nothing_is_refused(tell: Tell, scope: str) -> None:
+    for words in (("block",), ("cancel", "--yes"), ("release",)):
+        code, _, err = tell(*words, "--scope", scope)
+        assert code == 3 and "no scope of the kill switch" in err
