@@ -2345,6 +2345,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'tradenb/execution/tally.py'),
                                          'tradenb.execution.tally.acknowledged_gross': ( 'execution/tally.html#acknowledged_gross',
                                                                                          'tradenb/execution/tally.py'),
+                                         'tradenb.execution.tally.bare': ('execution/tally.html#bare', 'tradenb/execution/tally.py'),
                                          'tradenb.execution.tally.line_of': ('execution/tally.html#line_of', 'tradenb/execution/tally.py'),
                                          'tradenb.execution.tally.opened': ('execution/tally.html#opened', 'tradenb/execution/tally.py')},
             'tradenb.execution.updates': { 'tradenb.execution.updates.Booking': ( 'execution/updates.html#booking',

@@ -265,6 +265,24 @@ def test_who_loses_the_lease_while_waiting_sends_nothing_more(
     assert not wire.orders
 
 
+def test_a_gateway_that_wakes_up_late_does_not_give_away_somebody_elses_lease(
+    ledger: Ledger, wire: Any, intent: Make, clock: SimulatedClock
+) -> None:
+    name = intent().client_order_id
+
+    def sleep_long(seconds: float) -> None:
+        clock.advance(timedelta(minutes=5))
+        assert ledger.claim(name, "second", clock.now() + timedelta(minutes=5))
+
+    broker = Broker(alpaca_client(wire.url, "K", "S", 1), wire.url, attempts=2, sleep=sleep_long)
+    wire.script, wire.get_script = ["taken, 504"], ["503"]
+    with pytest.raises(BrokerUnavailable, match="outcome unknown"):
+        Gateway(ledger, broker, owner="first").submit(intent())
+    order = ledger.order(name)
+    assert order is not None
+    assert (order.status, order.lease_owner) == (OrderStatus.UNKNOWN, "second")
+
+
 def test_a_long_wait_prolongs_the_lease(ledger: Ledger, wire: Any, intent: Make, clock: SimulatedClock) -> None:
     leases = []
 

@@ -228,6 +228,7 @@ class Intake(Resolving):
             return self._withheld(order, outcome)
         order = settle(self.ledger, order, outcome)
         if order.status is OrderStatus.UNKNOWN:
+            self.ledger.release(order.client_order_id, self.owner)
             raise BrokerUnavailable(
                 f"{order.side} {order.symbol} {order.trade_date}: outcome unknown ({order.reason}); stored as {order.client_order_id}, ask again later"
             )

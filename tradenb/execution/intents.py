@@ -466,11 +466,11 @@ class Reports(Leases):
 def concluded(
     before: StoredOrder, after: StoredOrder, broker_order_id: str | None, reason: str | None, now: datetime
 ) -> StoredOrder:
-    "The broker's number where it is news, the reason with a new status, and no lease on what is not about to be sent"
+    "The broker's number where it is news, the reason with a new status, and no lease on what is decided"
     if broker_order_id and not before.broker_order_id:
         after = replace(after, broker_order_id=broker_order_id, submitted_at=now)
     if after.status != before.status:
         after = replace(after, reason=reason)
-    if after.lease_owner and after.status is not OrderStatus.PENDING_NEW:
+    if after.lease_owner and after.status not in UNRESOLVED:
         after = replace(after, lease_owner=None, lease_until=None)
     return after
