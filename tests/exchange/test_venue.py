@@ -430,6 +430,17 @@ def test_an_account_that_cannot_be_is_refused(open_book, name, cash, multiplier)
     assert list(venue.books) == ["test"]
 
 
+def test_an_account_does_not_get_another_one_s_key(open_book):
+    venue = open_book().venue
+    floor.set_keys(venue, "test", "PK", key_hash("PK", "mine"))
+    with pytest.raises(Reject, match="in use"):
+        floor.open_account(venue, "two", Decimal(1), Decimal(1), "PK", key_hash("PK", "theirs"))
+    assert (list(venue.books), list(venue.store.load().accounts)) == (["test"], ["test"])
+    floor.set_keys(venue, "test", "PK9", key_hash("PK9", "mine"))
+    assert floor.book_for(venue, "PK", "mine") is None
+    assert floor.book_for(open_book(bars=None).venue, "PK9", "mine").name == "test"
+
+
 def test_the_store_of_a_simulation_lives_in_memory(open_book, tmp_path):
     book = open_book(state=None)
     floor.submit(book, order(force="opg"))

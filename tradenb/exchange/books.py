@@ -261,6 +261,8 @@ def open_account(
     with venue.lock:
         if name in venue.books:
             raise invalid(f"account {name} exists already")
+        if key_id and key_id in venue.by_key:
+            raise invalid(f"key id {key_id} is in use")
         profile = Profile(name, account_id(name), multiplier)
         opening = deposit(profile.id, cash, venue.now, session_day(venue.now))
         venue.store.put([Write(name, (), (opening,), profile=profile)])
