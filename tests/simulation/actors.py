@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from tradenb.execution.updates import Listener
 from tradenb.execution.webhooks import SIGNATURE, TIMESTAMP, Receiver, sign
 from tradenb.execution.webhooks import Refused as WebhookRefused
 
-from .exchange import KEYS, URL
+from .exchange import KEY_ID, SECRET_KEY, URL
 from .market import SYMBOLS
 from .network import Wire
 from .schedule import Lock, Process, ProcessClock, Task
@@ -69,7 +70,8 @@ def limits_of_a_world(rng: random.Random) -> Limits:
         "price_collar": Decimal("0.015"),
     }
     name = rng.choice([*narrow, None, None])
-    return replace(defaults, max_volume_share=Decimal(0), **({name: narrow[name]} if name else {}))
+    changed: dict[str, Any] = {name: narrow[name]} if name else {}
+    return replace(defaults, max_volume_share=Decimal(0), **changed)
 
 
 class Pen(Writer):
@@ -110,7 +112,7 @@ class Server:
     def make_gateway(self, process: Process) -> Gateway:
         "The real one, on the simulated edges."
         world, schedule = self.world, self.world.schedule
-        client = alpaca_client(URL, *KEYS.values())
+        client = alpaca_client(URL, KEY_ID, SECRET_KEY)
         client._session.mount("http://", Wire(world.network, process))
         broker = Broker(
             client,
@@ -313,13 +315,13 @@ class Clients:
             wanted = self._wanted(number)
             world.wanted[wanted.name] = wanted
             seconds = (at - world.now).total_seconds()
-            world.schedule.spawn(self.process, f"client {number}", lambda wanted=wanted: self._pursue(wanted), seconds)
-            if rng.random() < 0.15:
+            world.schedule.spawn(self.process, f"client {number}", partial(self._pursue, wanted), seconds)
+            if rng.random() < 0.3:
                 world.schedule.spawn(
                     self.process,
                     f"twin {number}",
-                    lambda wanted=wanted: self._pursue(wanted),
-                    seconds + rng.choice((0, 0.02, 11)),
+                    partial(self._pursue, wanted),
+                    seconds + rng.choice((0, 0.02, 3, 3, 11)),
                 )
 
     def _wanted(self, number: int) -> Wanted:

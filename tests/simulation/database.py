@@ -54,10 +54,14 @@ class Database:
     def _instrumented(self, name: str) -> Engine:
         engine = connect(f"sqlite:///{self.path}", timeout_s=0)
         event.listen(engine, "connect", lambda raw, _: self._connected(name, raw))
-        event.listen(engine, "begin", lambda connection: self._before_begin(name, connection), insert=True)
+        begins = list(engine.dispatch.begin)
+        for listener in begins:
+            event.remove(engine, "begin", listener)
+        for listener in (lambda connection: self._before_begin(name, connection), *begins):
+            event.listen(engine, "begin", listener)  # ours first: others may go before the transaction, none within
         event.listen(engine, "rollback", lambda connection: self._rolled_back(connection))
         commit = engine.dialect.do_commit
-        engine.dialect.do_commit = lambda raw: self._commit(commit, raw)  # type: ignore[method-assign]
+        setattr(engine.dialect, "do_commit", lambda raw: self._commit(commit, raw))  # noqa: B010
         return engine
 
     def _connected(self, name: str, raw: Any) -> None:
@@ -65,11 +69,11 @@ class Database:
         self.raw.setdefault(name, []).append(raw)
 
     def bury(self, name: str) -> None:
-        "What the kernel does for a process that died: its connections are closed, open transactions roll back."
+        "What the kernel does for a process that died: open transactions roll back, connections end."
+        for raw in self.raw.pop(name, []):
+            raw.rollback()
         if name in self.engines:
             self.engines[name].dispose()
-        for raw in self.raw.pop(name, []):
-            raw.close()
 
     def _inside(self, writes: bool) -> None:
         if self.schedule is not None and self.schedule.task is not None:

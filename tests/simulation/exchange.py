@@ -2,11 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlencode
 
 import fastapi.dependencies.utils
@@ -18,31 +20,39 @@ from tradenb.exchange.service import create_app
 from tradenb.exchange.wire import event_json
 
 URL = "http://exchange"
-KEYS = {"APCA-API-KEY-ID": "simulated", "APCA-API-SECRET-KEY": "simulated-secret"}
+KEY_ID, SECRET_KEY = "simulated", "simulated-secret"
+KEYS = {"APCA-API-KEY-ID": KEY_ID, "APCA-API-SECRET-KEY": SECRET_KEY}
 
 
 async def _inline(work: Callable[..., Any], *args: Any, **named: Any) -> Any:
     return work(*args, **named)
 
 
-def one_thread() -> None:
+@contextmanager
+def one_thread() -> Iterator[None]:
     "Let the web framework run everything where it is called: a thread would be an actor that the seed does not rule."
-    for module in (starlette.concurrency, fastapi.routing, fastapi.dependencies.utils):
-        setattr(module, "run_in_threadpool", _inline)  # noqa: B010
+    with ExitStack() as stack:
+        for module in (starlette.concurrency, fastapi.routing, fastapi.dependencies.utils):
+            stack.enter_context(patch.object(module, "run_in_threadpool", _inline))
+        yield
 
 
 class Exchange:
     "One paper account's exchange at the other end of the wire."
 
     def __init__(self, feed: Path, state: Path, start: datetime, heard: Callable[[dict[str, Any]], None]):
-        one_thread()
         self.loop = asyncio.new_event_loop()
         self.app: Any = create_app(
             feed, state, Decimal(200_000), 4, 2, 1, 0.10, KEYS["APCA-API-KEY-ID"], KEYS["APCA-API-SECRET-KEY"], start
         )
         self.venue = self.app.state.venue
-        self.venue.listeners.append(lambda *told: [heard(event_json(event)["data"]) for event in told[-1]])
+        self.heard = heard
+        self.venue.listeners.append(self._told)
         self.headers = [(name.lower().encode(), value.encode()) for name, value in KEYS.items()]
+
+    def _told(self, *told: Any) -> None:
+        for event in told[-1]:
+            self.heard(event_json(event)["data"])
 
     def advance(self, now: datetime) -> None:
         "Bring the exchange's clock up to the world's, through whatever lies between."
@@ -59,7 +69,13 @@ class Exchange:
         async def send(message: dict[str, Any]) -> None:
             answer.append(message)
 
-        scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "root_path": ""}
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "scheme": "http",
+            "root_path": "",
+        }
         scope |= {"method": method, "path": path, "raw_path": path.encode(), "query_string": query.encode()}
         headers = [*self.headers, (b"content-type", b"application/json")]
         scope |= {"headers": headers, "server": ("exchange", 80), "client": ("gateway", 1)}

@@ -84,7 +84,7 @@ FAMILIES = {
 
 def weather(rng: random.Random) -> Rates:
     "The rates of one day: some families rage, some are quiet, so that no fault hides another."
-    rates = {}
+    rates: dict[str, float] = {}
     for names in FAMILIES.values():
         family = rng.choice((0.0, 0.5, 1.0, 1.0, 3.0))
         rates |= {name: getattr(ROUGH, name) * family * rng.choice((0.0, 1.0, 1.0, 2.0)) for name in names}

@@ -67,6 +67,7 @@ def audit(world: "World") -> list[Violation]:
     found += [("NOT_AS_INTENDED", line) for line in not_as_intended(truth, ours)]
     found += [("INTENT_LOST", line) for line in lost(world, ours)]
     found += [("DISHONEST_STATE", line) for line in dishonest(world, truth, ours)]
+    found += [("TOLD_WRONG", line) for line in told_wrong(world, truth)]
     found += [("FILLS", line) for line in fills_differ(world, ledger, truth, ours)]
     found += [("POSITIONS", line) for line in positions_differ(ledger, truth)]
     if abs(ledger.account().cash - truth.cash) > Decimal("0.005"):
@@ -87,11 +88,11 @@ def audit(world: "World") -> list[Violation]:
 def nobody_wanted(world: "World", truth: Truth, ours: dict[str, StoredOrder]) -> Iterable[str]:
     "Whatever is at the broker was asked for, and stands in the ledger."
     for name, order in truth.orders.items():
-        if name in world.by_hand:
-            continue
+        if name in world.by_hand or world.operator.is_own(name):
+            continue  # the kill switch sends even where it cannot write
         if name not in ours:
             yield f"{name} {order['side']} {order['qty']} {order['symbol']} is at the broker and not in the ledger"
-        if name not in world.wanted and not world.operator.is_own(name):
+        if name not in world.wanted:
             yield f"{name} {order['side']} {order['qty']} {order['symbol']} is at the broker and nobody asked for it"
 
 
@@ -132,6 +133,20 @@ def dishonest(world: "World", truth: Truth, ours: dict[str, StoredOrder]) -> Ite
             yield f"{told}, the broker's {theirs['status']}"
 
 
+def told_wrong(world: "World", truth: Truth) -> Iterable[str]:
+    "Nobody was told of a rejection that the broker never spoke."
+    for wanted in world.wanted.values():
+        sent = world.monitors.orders.get(wanted.name)
+        rejected = any(order.status == "rejected" for order in wanted.told)
+        if rejected and wanted.name in truth.orders and not (sent and sent.refused):
+            yield f"{wanted.name}: told rejected, the broker had it ({truth.orders[wanted.name]['status']})"
+
+
+def elsewhere(world: "World", fill: Fill) -> bool:
+    "Whether an execution belongs to an order that need not be in the ledger."
+    return fill.broker_order_id in world.by_hand.values() or world.operator.is_own(fill.client_order_id or "")
+
+
 def fills_differ(world: "World", ledger: Ledger, truth: Truth, ours: dict[str, StoredOrder]) -> Iterable[str]:
     "Every execution once, as it was, under its order."
     booked = {entry.id: entry for entry in ledger.entries() if isinstance(entry, Fill)}
@@ -142,7 +157,7 @@ def fills_differ(world: "World", ledger: Ledger, truth: Truth, ours: dict[str, S
             continue
         if (mine.symbol, mine.side, mine.qty, mine.price) != (theirs.symbol, theirs.side, theirs.qty, theirs.price):
             yield f"{name}: booked {mine}, was {theirs}"
-        elif mine.client_order_id not in ours and mine.broker_order_id not in world.by_hand.values():
+        elif mine.client_order_id not in ours and not elsewhere(world, mine):
             yield f"{name}: booked under no order of ours ({mine.client_order_id})"
 
 

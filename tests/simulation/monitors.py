@@ -24,6 +24,7 @@ class Sent:
     doubt: bool = False  # a POST left, and nobody was told what became of it
     at: datetime | None = None
     by: Process | None = None
+    refused: bool = False  # the broker said no, at least once
     open: set[int] = field(default_factory=set)  # numbers of POSTs that wait for an answer
 
 
@@ -105,5 +106,6 @@ class Monitors:
                 sent.doubt = False
         if packet.order and (sent := self.orders.get(str(packet.order.get("client_order_id")))):
             sent.open.discard(packet.number)
+            sent.refused |= answer is not None and 400 <= answer.status < 429 and answer.judged
             if answer is not None and answer.judged and not sent.open:
                 sent.doubt = False

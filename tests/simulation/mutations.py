@@ -21,6 +21,7 @@ class Mutation:
 
     says: str
     patches: Callable[[], list[Any]]
+    seed: int = 1000  # of the first world that is tried
     days: int = 60  # of simulation, within which it has to be caught
 
 

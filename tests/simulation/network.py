@@ -157,7 +157,7 @@ class Network:
         elif fault != "lost_request":
             schedule.after(flight, deliver)
         if fault != "lost_request" and packet.method != "GET" and self.faults.strikes("duplicate_request"):
-            self._belated(lambda: self._at_the_broker(packet) and None, timeout)
+            self._belated(lambda: self._again(packet), timeout)
 
     def _belated(self, deliver: Callable[[], None], timeout: float) -> None:
         "After the caller gave up: soon, much later, or after the close."
@@ -168,6 +168,9 @@ class Network:
             self.schedule.after(
                 timeout + rng.choice((rng.uniform(0, 5), rng.uniform(5, 120), rng.uniform(120, 3600))), deliver
             )
+
+    def _again(self, packet: Packet) -> None:
+        self._at_the_broker(packet)
 
     def deliver_late(self) -> None:
         "Let what hung somewhere in the network arrive within minutes."

@@ -10,7 +10,7 @@ from tradenb.execution.broker import Broker, alpaca_client
 from tradenb.execution.kill import PREFIX, Books, Kill
 from tradenb.execution.switch import Level, covers
 
-from .exchange import KEYS, URL
+from .exchange import KEY_ID, SECRET_KEY, URL
 from .market import SYMBOLS
 from .network import Wire
 from .schedule import Process, ProcessClock
@@ -46,7 +46,7 @@ class Operator:
     def kill(self, scope: str) -> Kill:
         "The real command, on a connection and a database engine of its own."
         world, clock = self.world, ProcessClock(self.world.schedule, self.process)
-        client = alpaca_client(URL, *KEYS.values())
+        client = alpaca_client(URL, KEY_ID, SECRET_KEY)
         client._session.mount("http://", Wire(world.network, self.process))
         broker = Broker(client, URL, rng=random.Random(self.rng.random()), sleep=world.schedule.pause)
         books = Books(world.database.engine("operator"), clock)

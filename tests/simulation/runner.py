@@ -1,5 +1,6 @@
 "Many worlds: in one process one after the other, or in several side by side; their results added up."
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -10,10 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import structlog
 
+from tradenb.execution import commits
+
 from .database import Database
+from .exchange import one_thread
 from .mutations import applied
 from .world import Result, World
 
@@ -31,7 +36,8 @@ def workplace() -> Iterator[tuple[Path, Database]]:
     structlog.configure(processors=[_nowhere])
     database = Database(root)
     try:
-        yield root, database
+        with one_thread(), patch.object(commits, "sleep"):
+            yield root, database
     finally:
         database.close()
         structlog.configure(**former)
@@ -49,7 +55,9 @@ def simulate(
     "One world per seed."
     with workplace() as (root, database), applied(mutation):
         for seed in seeds:
+            gc.disable()  # a world makes much garbage, and takes none of it with it
             result = World(seed, days, root, database, aloud, calm).run()
+            gc.enable()
             yield result
             if stop(result):
                 return

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -75,12 +76,14 @@ class Schedule:
     # ---- tasks
     def spawn(self, process: Process, name: str, work: Callable[[], Any], seconds: float = 0.0) -> Task:
         "Start a task after a while."
-        task = Task(name, process, greenlet(lambda _: self._body(task, work), self.hub))
+        fiber = greenlet(lambda _: self._body(self.task, work), self.hub)
+        task = Task(name, process, fiber)
         process.tasks.append(task)
         self.after(seconds, lambda: self._switch(task, None))
         return task
 
-    def _body(self, task: Task, work: Callable[[], Any]) -> None:
+    def _body(self, task: Task | None, work: Callable[[], Any]) -> None:
+        assert task is not None
         try:
             work()
         except GreenletExit:
@@ -198,7 +201,7 @@ class Lock:
         "Give it back."
         self.holder, queue, self.queue = None, self.queue, []
         for task, number in queue:
-            self.schedule.after(0, lambda task=task, number=number: self.schedule.wake(task, number, True))  # type: ignore[misc]
+            self.schedule.after(0, partial(self.schedule.wake, task, number, True))
 
     def locked(self) -> bool:
         "Whether somebody has it."

@@ -11,7 +11,6 @@ from typing import Any
 
 from tradenb.core.calendar import session
 from tradenb.core.clock import Stopwatch, new_york
-
 from tradenb.execution import commits
 
 from .actors import Clients, Server, Wanted, Webhooks, limits_of_a_world
