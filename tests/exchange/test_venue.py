@@ -1,5 +1,6 @@
 "Admission, sessions and corporate actions of the exchange, without the web."
 
+import asyncio
 import contextlib
 from datetime import date
 from decimal import Decimal
@@ -481,6 +482,26 @@ def test_moments_are_told_when_they_are_on_disk(open_book):
     venue.moment_listeners.append(lambda at, moment, day: told.append((moment.value, venue.store.load().now == at)))
     floor.step(venue, new_york(TUESDAY, 10))
     assert told == [(name, True) for name in ("open", "close", "book", "open")]
+
+
+def test_the_requests_of_one_turn_of_the_loop_share_a_commit_and_hear_of_it_before_they_answer(open_book):
+    book = open_book()
+    store, commits, told = book.venue.store, [], []
+    write = store._write
+    store._write = lambda writes: (commits.append(len(writes)), write(writes))
+    book.venue.listeners.append(lambda book, events: told.extend(e.order.id for e in events))
+
+    async def client(n):
+        sent = floor.admit(book, order(qty=1, client_order_id=f"n{n}"))
+        await floor.settled(book.venue)
+        assert sent.id in told
+        return sent.id
+
+    async def all_of_them():
+        return await asyncio.gather(*(client(n) for n in range(8)))
+
+    assert asyncio.run(all_of_them()) == told
+    assert commits == [8]
 
 
 # What trouble on order can do
