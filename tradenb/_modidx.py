@@ -1198,6 +1198,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'tradenb/execution/answers.py'),
                                            'tradenb.execution.answers.Work': ( 'execution/answers.html#work',
                                                                                'tradenb/execution/answers.py'),
+                                           'tradenb.execution.answers._day': ( 'execution/answers.html#_day',
+                                                                               'tradenb/execution/answers.py'),
                                            'tradenb.execution.answers._told': ( 'execution/answers.html#_told',
                                                                                 'tradenb/execution/answers.py'),
                                            'tradenb.execution.answers.account_json': ( 'execution/answers.html#account_json',

@@ -10,7 +10,6 @@ __all__ = ['LARGEST_REQUEST', 'M', 'Named', 'Limit', 'Offset', 'Asked', 'STOPPIN
 # %% ../../nbs/execution/17_routes.ipynb #926a5798
 import asyncio
 from dataclasses import asdict
-from datetime import date
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Path, Query, Request
@@ -24,6 +23,7 @@ from ..core import db, web
 from ..core.errors import OrderDenied
 from tradenb.execution.answers import (
     AccountAnswer,
+    Day,
     DenialsPage,
     HistoryPage,
     Name,
@@ -142,7 +142,7 @@ def orders_router(key: Any, orders: Any, denied: Any) -> APIRouter:  # the count
     def list_orders(
         request: Request,
         run_id: Asked = None,
-        trade_date: date | None = None,
+        trade_date: Day | None = None,
         status: Annotated[list[OrderStatus] | None, Query()] = None,
         symbol: Asked = None,
         strategy: Asked = None,
@@ -219,8 +219,8 @@ def books_router(key: Any) -> APIRouter:
         request: Request,
         symbol: Asked = None,
         run_id: Asked = None,
-        since: date | None = None,
-        until: date | None = None,
+        since: Day | None = None,
+        until: Day | None = None,
         limit: Limit = 100,
         offset: Offset = 0,
     ) -> Response:
@@ -238,7 +238,7 @@ def books_router(key: Any) -> APIRouter:
     def denials(
         request: Request,
         run_id: Asked = None,
-        trade_date: date | None = None,
+        trade_date: Day | None = None,
         symbol: Asked = None,
         strategy: Asked = None,
         code: Asked = None,
