@@ -32,7 +32,7 @@ from tradenb.core.web import serving
 from tradenb.exchange.feed import write_rows
 from tradenb.exchange.service import create_app
 
-EXAMPLES = int(os.environ.get("TRADENB_FUZZ_EXAMPLES", "8"))  # for each operation and mode
+EXAMPLES = int(os.environ.get("TRADENB_FUZZ_EXAMPLES", "5"))  # for each operation and mode
 PAIR = ("PKTEST", "secret-of-the-test")
 HEADERS = dict(zip(("APCA-API-KEY-ID", "APCA-API-SECRET-KEY"), PAIR, strict=True))
 DAYS = [date(2024, 3, day) for day in (1, 4, 5, 6)]
@@ -150,7 +150,7 @@ def test_wild_orders_are_taken_or_refused_in_alpaca_s_words(described: BaseSchem
     )
     with httpx.Client(base_url=url, headers=HEADERS) as client:
 
-        @settings(max_examples=EXAMPLES * 25, deadline=None, derandomize=True, database=None)
+        @settings(max_examples=EXAMPLES * 30, deadline=None, derandomize=True, database=None)
         @given(orders)
         def send(body: dict) -> None:
             answer = client.post("/v2/orders", json=body)

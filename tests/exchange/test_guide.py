@@ -6,9 +6,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
+import httpx
 import pytest
+
+from tradenb.cli.exchange import beginning, keys_of, provide
+from tradenb.core.settings import load
+from tradenb.core.web import serving
+from tradenb.exchange.service import create_app
 
 PROJECT = Path(__file__).resolve().parents[2]
 PAGE = (PROJECT / "docs" / "guide" / "exchange.md").read_text(encoding="utf-8")
@@ -101,25 +108,20 @@ def test_the_guide_s_plan_is_one(tmp_path: Path) -> None:
 
 
 def test_it_goes_on_where_it_stopped_with_a_plan_in_force(tmp_path: Path) -> None:
-    import httpx
-
-    few = (
-        "--root",
-        str(tmp_path),
-        "--set",
-        "demo.symbols=10",
-        "--set",
-        "demo.years=1",
-        "--set",
-        "demo.start=2023-01-03",
+    few = {"demo.symbols": "10", "demo.years": "1", "demo.start": "2023-01-03"}
+    settings = load(few, env={})
+    key_id, secret, _ = keys_of(settings, tmp_path)
+    provide(settings, tmp_path / "feed")
+    start = beginning(tmp_path / "feed", date(2024, 1, 8))
+    app = create_app(
+        tmp_path / "feed", tmp_path / "state" / "exchange.db", key_id=key_id, secret_key=secret, start=start
     )
-    first = Served(*few, "--date", "2024-01-08")
-    pair = [line.split("=", 1)[1] for line in (tmp_path / "keys.env").read_text().split()]
-    headers = dict(zip(("APCA-API-KEY-ID", "APCA-API-SECRET-KEY"), pair, strict=True))
-    httpx.post(f"{first.url}/admin/clock", json={"to": "2024-01-09T18:00:00Z"}, headers=headers).raise_for_status()
-    assert first.end() in (0, -signal.SIGTERM)
+    headers = {"APCA-API-KEY-ID": key_id, "APCA-API-SECRET-KEY": secret}
+    with serving(app) as url:
+        httpx.post(f"{url}/admin/clock", json={"to": "2024-01-09T18:00:00Z"}, headers=headers).raise_for_status()
     (tmp_path / "plan.json").write_text('{"rules": [{"on": "GET /v2/account", "kind": "rate_limited"}]}')
-    again = Served(*few, "--faults", str(tmp_path / "plan.json"), "--speed", "1")
+    more = [part for name, value in few.items() for part in ("--set", f"{name}={value}")]
+    again = Served("--root", str(tmp_path), "--faults", str(tmp_path / "plan.json"), "--speed", "1", *more)
     assert "2024-01-09" in "\n".join(again.said)
     assert httpx.get(f"{again.url}/v2/account", headers=headers).status_code == 429
     assert httpx.get(f"{again.url}/admin/clock", headers=headers).json()["speed"] == 1

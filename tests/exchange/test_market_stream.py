@@ -15,7 +15,7 @@ import pytest
 import websockets
 from alpaca.data.live import StockDataStream
 from alpaca.data.models import Bar, Quote, Trade, TradingStatus
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tradenb.core.clock import new_york, sleep
@@ -188,6 +188,7 @@ messages = st.builds(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(messages, max_size=8))
 def test_a_subscription_is_what_was_asked_for_less_what_was_given_back(asked):
     found, expected = Subscription(), {channel: set() for channel in LETTERS}
