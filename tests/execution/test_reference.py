@@ -116,6 +116,20 @@ def test_a_market_that_does_not_answer_is_unknown_and_denied_unless_no_limit_nee
     assert code(Limits(max_orders_per_minute=5)) == "allowed"
 
 
+def test_a_database_that_fails_while_it_is_prepared_is_no_error_of_the_order(
+    market: Market, engine: Engine, clock: SimulatedClock, intent: Callable[..., OrderIntent]
+) -> None:
+    reference = Reference(market.broker(), engine, clock, LIMITS)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE risk_days RENAME TO away")
+    reference.prepare(["S01"], DAY)
+    assert reference.facts and reference.account is None
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE away RENAME TO risk_days")
+    reference.prepare(["S01"], DAY)
+    assert reference.account is not None
+
+
 def test_the_limits_of_two_gateways_on_one_database_are_one(
     market: Market, engine: Engine, clock: SimulatedClock, intent: Callable[..., OrderIntent]
 ) -> None:

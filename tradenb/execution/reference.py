@@ -16,11 +16,12 @@ from statistics import median
 from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from ..core import db
 from ..core.calendar import latest_complete, next_session, sessions, shift
 from ..core.clock import NEW_YORK, Clock
-from ..core.errors import TradenbError
+from ..core.errors import TradenbError, one_line
 from ..core.logs import get_logger
 from .broker import Asset, Broker
 from tradenb.execution.controls import (
@@ -223,9 +224,9 @@ class Reference(MarketFacts):
             for ask in (self._market, self._account):
                 try:
                     ask(set(symbols), day)
-                except (TradenbError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+                except (TradenbError, SQLAlchemyError, ArithmeticError, LookupError, TypeError, ValueError) as error:
                     get_logger("execution").warning(
-                        "reference_missing", what=ask.__name__.strip("_"), detail=str(error)
+                        "reference_missing", what=ask.__name__.strip("_"), detail=one_line(error)
                     )
 
     def _market(self, symbols: set[str], day: date) -> None:
