@@ -371,6 +371,8 @@ class Clients:
             self._tell("told", wanted, error=wanted.refused[-1][:140])
         else:
             self._tell("hears nothing", wanted)
+        if self.world.calm_day and not isinstance(reply.error, ANSWERED):
+            self.world.monitors.tell("NOT_ANSWERED", f"{wanted.name}: {reply.error} on a day without faults")
         return isinstance(reply.error, ANSWERED)
 
     def _cancel(self, wanted: Wanted) -> None:

@@ -2,7 +2,7 @@
 
 import shutil
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,8 @@ class Database:
     def bury(self, name: str) -> None:
         "What the kernel does for a process that died: open transactions roll back, connections end."
         for raw in self.raw.pop(name, []):
-            raw.rollback()
+            with suppress(sqlite3.ProgrammingError):  # the pool has closed it already
+                raw.rollback()
         if name in self.engines:
             self.engines[name].dispose()
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +57,17 @@ def truth_of(world: "World") -> Truth:
     return Truth(exchange.orders(), entries, fills, others, exchange.cash(), exchange.positions())
 
 
+def auditor(world: "World") -> Ledger:
+    "The ledger, without points and faults."
+    return Ledger(world.database.engine("auditor"), ProcessClock(world.schedule, Process("auditor")))
+
+
 def audit(world: "World") -> list[Violation]:
     "Every invariant; the violations, each with its name."
     truth = truth_of(world)
-    ledger = Ledger(world.database.engine("auditor"), ProcessClock(world.schedule, Process("auditor")))
+    ledger = auditor(world)
+    if world.tampered:
+        return [Violation(world.seed, world.day, "NOT_HALTED", line) for line in unnoticed(world)]
     ours = {order.client_order_id: order for order in ledger.orders()}
     found: list[tuple[str, str]] = []
     found += [("NOBODY_WANTED_IT", line) for line in nobody_wanted(world, truth, ours)]
@@ -68,6 +75,7 @@ def audit(world: "World") -> list[Violation]:
     found += [("INTENT_LOST", line) for line in lost(world, ours)]
     found += [("DISHONEST_STATE", line) for line in dishonest(world, truth, ours)]
     found += [("TOLD_WRONG", line) for line in told_wrong(world, truth)]
+    found += [("GIVEN_UP_EARLY", line) for line in given_up_early(world)]
     found += [("FILLS", line) for line in fills_differ(world, ledger, truth, ours)]
     found += [("POSITIONS", line) for line in positions_differ(ledger, truth)]
     if abs(ledger.account().cash - truth.cash) > Decimal("0.005"):
@@ -140,6 +148,15 @@ def told_wrong(world: "World", truth: Truth) -> Iterable[str]:
         rejected = any(order.status == "rejected" for order in wanted.told)
         if rejected and wanted.name in truth.orders and not (sent and sent.refused):
             yield f"{wanted.name}: told rejected, the broker had it ({truth.orders[wanted.name]['status']})"
+
+
+def given_up_early(world: "World") -> Iterable[str]:
+    "No order is given up as long as it could still be sent, or arrive, in its session."
+    ends = str(session(world.day).close - timedelta(minutes=3))  # clocks jump by less
+    query = """select client_order_id, e.at from order_events e join orders o using (client_order_id)
+        where e.kind in ('lapsed', 'absent') and e.status_to = 'expired' and o.trade_date = ? and e.at < ?"""
+    for name, at in world.database.look(query, world.day.isoformat(), ends):
+        yield f"{name} was given up at {at} UTC, its session ends at {ends}"
 
 
 def elsewhere(world: "World", fill: Fill) -> bool:
@@ -218,6 +235,17 @@ def halts(world: "World") -> Iterable[str]:
                 yield why
             elif who != "operator":
                 world.result.seen[f"halt by {who}"] += 1
+
+
+def unnoticed(world: "World") -> Iterable[str]:
+    "What nobody can explain stops trading, and the switch says why."
+    rows = world.database.look("select why from kill_switch where who = 'reconciliation' and level = 'block'")
+    if (
+        world.settled is None
+        or not world.settled.halted
+        or not any("nobody-knows" in why or "cash" in why for (why,) in rows)
+    ):
+        yield f"1000 dollars that the broker never saw, and reconciliation said {world.settled and world.settled.differences}"
 
 
 def denials(world: "World", ledger: Ledger) -> Iterable[str]:

@@ -67,13 +67,13 @@ class Monitors:
             self.tell("EFFECT_BEFORE_INTENT", f"{name} leaves and is not in the database")
         if name in world.wanted:
             self._as_wanted(name, order)
-        if sent.doubt and sent.by is not None:
+        if sent.by is not None:
             other = sent.by is not packet.sender and sent.by.alive and bool(sent.open)
             if other and self.steady(sent.by) and self.steady(packet.sender):
                 self.tell(
                     "TWO_SENDERS", f"{name} is sent by {packet.sender.name} while {sent.by.name} waits for an answer"
                 )
-            elif not other:
+            elif sent.doubt and not other:
                 self.tell("BLIND_RESEND", f"{name} is sent again and nobody asked what became of the first time")
         if stored:
             self._switch(packet, name, *stored[0])

@@ -109,7 +109,8 @@ class Network:
             body if isinstance(body, bytes) else body.encode(),
         )
         self.on_send(packet)
-        fault = faults.one_of(*BEFORE, *AFTER)
+        chances = 1 if packet.method == "GET" else 4  # what changes something is rarer, and matters more
+        fault = next(filter(None, (faults.one_of(*BEFORE, *AFTER) for _ in range(chances))), None)
         slow = schedule.rng.uniform(1, timeout * 0.45) if faults.strikes("slow") else 0.0
         self.story.tell(schedule.now, process.name, packet.label, body=_told(packet), fault=fault)
         number = task.waiting + 1

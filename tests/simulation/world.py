@@ -12,12 +12,13 @@ from typing import Any
 from tradenb.core.calendar import session
 from tradenb.core.clock import Stopwatch, new_york
 from tradenb.execution import commits
+from tradenb.execution.entries import CashEvent
 
 from .actors import Clients, Server, Wanted, Webhooks, limits_of_a_world
 from .database import Database
 from .exchange import Exchange
 from .faults import CALM, Faults, weather
-from .invariants import Violation, audit
+from .invariants import Violation, audit, auditor
 from .market import SYMBOLS, market
 from .monitors import Monitors
 from .network import Network
@@ -67,6 +68,7 @@ class World:
         database.fresh(self.schedule, self.faults)
         self.wanted: dict[str, Wanted] = {}
         self.held: dict[str, Decimal] = {}
+        self.calm_day = self.tampered = False
         self.crashes = self.last_halt = 0
         self.by_hand: dict[str, str] = {}  # the broker's ids of orders that somebody placed there by hand
         self.guarded = self.rng.random() < 0.5
@@ -129,6 +131,13 @@ class World:
             self.result.seen["trades by hand"] += 1
         self.story.tell(self.now, "somebody", "trades by hand", symbol=symbol, status=status)
 
+    def _tamper(self) -> None:
+        "What nobody can explain, on a world's last evening: money in our books that the broker never saw."
+        self.result.seen["books tampered with"] += 1
+        event = CashEvent("nobody-knows", "deposit", Decimal(1000), self.now)
+        auditor(self).book_cash(event)
+        self.story.tell(self.now, "somebody", "tampers with the ledger", amount=event.amount)
+
     # ---- a day
     def run(self) -> Result:
         "All days; stops at the first violation."
@@ -153,7 +162,8 @@ class World:
         self.story.page(f"{self.day} seed {self.seed}")
         self.schedule.at(new_york(self.day, 4), lambda: self.exchange.advance(self.now))
         self.schedule.run(new_york(self.day, 8, 20))
-        self.faults.rates = CALM if self.calm or self.rng.random() < 0.1 else weather(self.rng)
+        self.calm_day = self.calm or self.rng.random() < 0.1
+        self.faults.rates = CALM if self.calm_day else weather(self.rng)
         for server in self.servers:
             server.boot()
         for moment in (opens, closes):
@@ -166,6 +176,9 @@ class World:
         self.schedule.run(closes + timedelta(minutes=self.rng.uniform(2, 12)))
         self._heal()
         self.schedule.run(self.now + timedelta(minutes=12))
+        self.tampered = not self.calm and self.day == self.days[-1] and self.rng.random() < 0.1
+        if self.tampered:
+            self._tamper()
         self._settle()
         self.result.violations += audit(self)
         self.held = self.exchange.positions()
