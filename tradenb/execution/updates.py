@@ -124,7 +124,7 @@ def standing(ledger: Ledger, updates: Sequence[Update]) -> dict[str, State]:
     "Where the orders stand that messages are about, by client_order_id; those that are not ours are missing"
     names, o = {update.order.client_order_id for update in updates}, db.orders.c
     query = select(o.client_order_id, o.status, o.broker_order_id).where(o.client_order_id.in_(sorted(names)))
-    with ledger.engine.connect() as connection:
+    with ledger.reading() as connection:
         rows = connection.execute(query).all() if names else []
     return {row[0]: State.of(OrderStatus(row[1]), row[2]) for row in rows}
 
