@@ -52,7 +52,7 @@ from .kill import Books, Kill
 from .listings import denials_page, history_page, named, orders_page
 from .states import OrderStatus
 from .switch import Level
-from .webhooks import LARGEST_BODY, MOST_EVENTS, SIGNATURE, TIMESTAMP, Received, Refused
+from .webhooks import LARGEST_BODY, SIGNATURE, TIMESTAMP, Received, Refused
 
 # %% ../../nbs/execution/17_routes.ipynb #88210d1d
 LARGEST_REQUEST = 64 * 1024
@@ -317,7 +317,7 @@ EVENT = {
     "required": ["event", "order"],
     "properties": {"event": {"type": "string"}, "order": {"type": "object"}, "execution_id": {"type": "string"}},
 }
-EVENTS = {"anyOf": [EVENT, {"type": "array", "items": EVENT, "minItems": 1, "maxItems": MOST_EVENTS}]}
+EVENTS = {"anyOf": [EVENT, {"type": "array", "items": EVENT, "minItems": 1}]}
 WEBHOOK = {
     "parameters": [
         {"in": "header", "name": TIMESTAMP, "required": False, "schema": {"type": "string"}},
