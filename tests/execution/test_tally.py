@@ -14,7 +14,7 @@ from tradenb.execution.entries import Fill
 from tradenb.execution.ledger import Ledger
 from tradenb.execution.orders import OrderIntent, OrderType, Side, TimeInForce
 from tradenb.execution.states import OrderStatus
-from tradenb.execution.tally import Exposure, Line, Sums, Tally, Window, acknowledged_gross, opened
+from tradenb.execution.tally import LOOKS, Exposure, Line, Sums, Tally, Window, acknowledged_gross, opened
 
 from .conftest import DAY, MORNING
 
@@ -104,12 +104,12 @@ def test_a_restart_forgets_nothing(engine: Engine, clock: SimulatedClock) -> Non
     assert len(first.tally.minute) == 5 and first.tally.window.value == 5 * 7 * PRICE
 
 
-def test_after_a_thousand_looks_everything_is_counted_afresh(engine: Engine, clock: SimulatedClock) -> None:
+def test_after_many_looks_everything_is_counted_afresh(engine: Engine, clock: SimulatedClock) -> None:
     gateway = Gateway(engine, clock)
     gateway.look()
     gateway.tally.net = Decimal(999)
     with engine.begin() as connection:
-        for _ in range(1001):
+        for _ in range(LOOKS + 1):
             gateway.tally.follow(connection, clock.now(), DAY)
     assert gateway.tally.net == 0
 

@@ -157,7 +157,7 @@ _ALL = select(*_COLUMNS).where(
     or_(_ORDERS.status.in_(_OPEN), _ORDERS.created_at > bindparam("since"), _ORDERS.trade_date >= bindparam("today")),
 )
 _NEWEST = select(func.max(db.order_events.c.id))
-LOOKS = 1000  # after so many everything is counted afresh
+LOOKS = 5000  # after so many everything is counted afresh
 UNSURE = 200  # newest events that a fresh count does not take as settled
 
 
