@@ -381,16 +381,15 @@ def traded_on(activities: list[Activity], day: date) -> dict[str, Decimal]:
 
 def _most(book: Book, change: Change) -> Callable[[Order, Decimal], Decimal | None]:
     "The most shares that an order may get: one for dollars no more than the position that it closes, whatever they cost by now."
-    left = {s: abs(p.qty) for s, p in change.account.positions.items()}
+    left = {s: p.qty for s, p in change.account.positions.items()}
 
     def most(order: Order, wanted: Decimal) -> Decimal | None:
         allowed = book.venue.most(book, order, wanted) if book.venue.most else None
-        covers = order.side is Side.BUY and change.account.qty(order.symbol) < 0
-        if order.notional is None or not (covers or order.side is Side.SELL):
-            return allowed
-        allowed = min(left.get(order.symbol, Decimal(0)), wanted if allowed is None else allowed)
-        left[order.symbol] = left.get(order.symbol, Decimal(0)) - allowed
-        return allowed
+        gets = wanted if allowed is None else min(allowed, wanted)
+        closes = min(gets, max(Decimal(0), -order.side.sign * left.get(order.symbol, Decimal(0))))
+        left[order.symbol] = left.get(order.symbol, Decimal(0)) + order.side.sign * closes
+        covers = order.side is Side.SELL or change.account.qty(order.symbol) < 0
+        return closes if order.notional is not None and covers else allowed
 
     return most
 
