@@ -316,9 +316,12 @@ def test_a_database_that_was_restarted_is_found_again(postgres_url: str, intent:
 def test_a_database_that_is_away_is_said_in_one_line(postgres_url: str, intent: Make, clock: SimulatedClock) -> None:
     engine = db.migrate(connect(postgres_url))
     gone = connect(postgres_url.replace("host=", "host=/nowhere").replace("@/", "@127.0.0.1:1/"))
-    with pytest.raises(DependencyError, match="does not answer") as caught:
-        Ledger(gone, clock).record_intent(intent())
-    assert "\n" not in str(caught.value)
+    ledger = Ledger(gone, clock)
+    calls = (lambda: ledger.record_intent(intent()), ledger.orders, ledger.positions, ledger.account, ledger.check)
+    for call in calls:
+        with pytest.raises(DependencyError, match="does not answer") as caught:
+            call()
+        assert "\n" not in str(caught.value)
     engine.dispose()
     gone.dispose()
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['T', 'Work', 'PEN', 'SETTINGS', 'RELAXED', 'LONGEST_WAIT_S', 'LOOK_AGAIN_S', 'MOST', 'Job', 'opened', 'begun',
-           'Transactions', 'told', 'is_lost', 'Committing', 'Writer', 'Prepared', 'writer_of']
+           'Transactions', 'told', 'answering', 'is_lost', 'Committing', 'Writer', 'Prepared', 'writer_of']
 
 # %% ../../nbs/execution/04_commits.ipynb #16a4e4cb
 import threading
@@ -124,6 +124,15 @@ def told(error: Exception) -> Exception:
         if isinstance(error, DBAPIError)
         else error
     )
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    "Whatever the database raises inside as `DependencyError`"
+    try:
+        yield
+    except DBAPIError as error:
+        raise told(error) from error
 
 
 def is_lost(error: Exception) -> bool:

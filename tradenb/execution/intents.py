@@ -24,7 +24,7 @@ from ..core import db
 from ..core.clock import Clock
 from ..core.errors import InputError, OrderConflict, OrderDenied
 from ..core.logs import get_logger
-from .commits import Prepared, Writer, writer_of
+from .commits import Prepared, Writer, answering, writer_of
 from .controls import Allowed, Denial, Parent
 from .orders import OrderIntent, OrderType, Side, TimeInForce, canonical, identity
 from .states import FINAL, UNRESOLVED, Event, Move, OrderStatus, State, event_of, step
@@ -125,13 +125,13 @@ class Book:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         "For one question"
-        with self._one.connect() as connection:
+        with answering(), self._one.connect() as connection:
             yield connection
 
     @contextmanager
     def _snapshot(self) -> Iterator[Connection]:
         "For several questions whose answers have to be of one moment"
-        with self._many.connect() as connection:
+        with answering(), self._many.connect() as connection:
             yield connection
 
 # %% ../../nbs/execution/04_intents.ipynb #7fe77504

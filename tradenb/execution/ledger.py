@@ -490,6 +490,9 @@ def differing(connection: Connection) -> list[tuple[str, Position | None, Positi
     return [(s, cached.get(s), counted.get(s)) for s in symbols if cached.get(s) != counted.get(s)]
 
 # %% ../../nbs/execution/04_ledger.ipynb #1db8e73a
+_HELD = select(*(db.positions.c[f.name] for f in fields(Position))).order_by(db.positions.c.symbol)
+
+
 class Ledger(OrderViews):
     "Orders, events, fills and cash in SQL, with positions and cash folded from them"
 
@@ -538,8 +541,8 @@ class Ledger(OrderViews):
     def positions(self) -> dict[str, Position]:
         "Cached positions by symbol, closed ones included (they carry realised profit)"
         with self.reading() as connection:
-            rows = connection.execute(select(db.positions).order_by(db.positions.c.symbol)).all()
-        return {row.symbol: position_of(row) for row in rows}
+            rows = connection.execute(_HELD).all()
+        return {row[0]: Position(*row) for row in rows}
 
     def account(self) -> Account:
         "Cash and its parts"
@@ -548,7 +551,7 @@ class Ledger(OrderViews):
 
     def check(self) -> list[str]:
         "Where the cached positions differ from the fold of the ledger; empty when they agree to the last digit"
-        with self.engine.connect() as connection:
+        with self._snapshot() as connection:
             return [
                 f"{symbol}: cached {cached}, counted {counted}" for symbol, cached, counted in differing(connection)
             ]
