@@ -145,6 +145,11 @@ class Server:
                 self.reconcile()
             world.schedule.pause(world.rng.uniform(1, 12) * 3600)
 
+    def look_once(self) -> None:
+        "Somebody asks for a comparison soon after the open, when there is much to see and not all of it shows."
+        if self.process.alive and self.world.rng.random() < 0.5:
+            self.world.schedule.spawn(self.process, f"{self.name} look", self.reconcile)
+
     def reconcile(self) -> Reconciliation | None:
         "Compare the books, as the service does on a schedule."
         world = self.world

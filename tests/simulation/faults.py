@@ -60,7 +60,7 @@ ROUGH = Rates(
     gateway_timeout_after=0.02,
     garbled=0.004,
     slow=0.03,
-    late_history=0.1,
+    late_history=0.4,
     dropped_event=0.05,
     duplicate_event=0.05,
     late_event=0.05,
@@ -88,6 +88,8 @@ def weather(rng: random.Random) -> Rates:
     for names in FAMILIES.values():
         family = rng.choice((0.0, 0.5, 1.0, 1.0, 3.0))
         rates |= {name: getattr(ROUGH, name) * family * rng.choice((0.0, 1.0, 1.0, 2.0)) for name in names}
+    if rng.random() < 0.15:
+        rates["dropped_event"] = 1.0  # nobody hears anything: only the broker's history tells
     return Rates(**rates)
 
 

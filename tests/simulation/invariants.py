@@ -109,8 +109,7 @@ def not_as_intended(truth: Truth, ours: dict[str, StoredOrder]) -> Iterable[str]
     for name, order in ((n, o) for n, o in truth.orders.items() if n in ours):
         mine = ours[name]
         words = {"symbol": mine.symbol, "side": mine.side, "type": mine.type, "time_in_force": mine.time_in_force}
-        burned = order["status"] == "canceled" and "0.01" in (order["limit_price"], order["stop_price"])
-        if burned and Decimal(order["filled_qty"]) == 0:
+        if "0.01" in (order["limit_price"], order["stop_price"]) and not Decimal(order["filled_qty"]):
             continue  # the kill switch made sure that this name can never fill
         if wrong := {k: order[k] for k, v in words.items() if order[k] != v}:
             yield f"{name}: {wrong} at the broker, intended {words}"
@@ -239,11 +238,12 @@ def halts(world: "World") -> Iterable[str]:
 
 def unnoticed(world: "World") -> Iterable[str]:
     "What nobody can explain stops trading, and the switch says why."
-    rows = world.database.look("select why from kill_switch where who = 'reconciliation' and level = 'block'")
+    stopped = world.operator.kill("*").books.switch.standing("any", "ANY")
     if (
         world.settled is None
         or not world.settled.halted
-        or not any("nobody-knows" in why or "cash" in why for (why,) in rows)
+        or stopped is None
+        or stopped.level.strength < Level.BLOCK.strength
     ):
         yield f"1000 dollars that the broker never saw, and reconciliation said {world.settled and world.settled.differences}"
 

@@ -169,6 +169,9 @@ class World:
         for moment in (opens, closes):
             self.schedule.at(moment, lambda: self.exchange.advance(self.now))
         self.webhooks.on = self.rng.random() < 0.4
+        for server in self.servers:
+            wait = (opens - self.now).total_seconds() + self.rng.uniform(5, 1500)
+            self.schedule.after(wait, server.look_once)
         self.clients.plan()
         self.operator.plan()
         if self.rng.random() < 0.06:
