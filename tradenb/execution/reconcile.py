@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HALTING', 'UNEXPLAINED', 'TOLERANCE', 'CLOSING', 'ACTIVITIES', 'SHOWN', 'TINTS', 'Cause', 'Difference', 'because',
-           'named', 'Tolerance', 'Look', 'counted', 'late_fills', 'told', 'of_ours', 'of_theirs', 'absent', 'restated',
-           'another_order', 'states_apart', 'fills_apart', 'order_difference', 'somebody_elses', 'foreign_order',
-           'compare_orders', 'text_of', 'is_proven', 'extra_fill', 'missing_fill', 'compare_fills',
+           'named', 'Tolerance', 'Look', 'counted', 'resized', 'late_fills', 'told', 'of_ours', 'of_theirs', 'absent',
+           'restated', 'another_order', 'states_apart', 'fills_apart', 'order_difference', 'somebody_elses',
+           'foreign_order', 'compare_orders', 'text_of', 'is_proven', 'extra_fill', 'missing_fill', 'compare_fills',
            'compare_activities', 'followed', 'like_a_split', 'compare_positions', 'compare_cash', 'fees_of',
            'rounding_of', 'compare', 'both_orders', 'splits_of', 'look_at', 'mend', 'settled_look', 'Reconciliation',
            'checked', 'seen_twice', 'line_of', 'halt', 'reconcile', 'differences_table']
@@ -181,6 +181,11 @@ def counted(look: Look, theirs: BrokerOrder) -> list[Fill]:
     return [Fill("counted", ours.symbol, ours.side, ours.filled_qty, ours.filled_avg_price, look.at)]
 
 
+def resized(ours: StoredOrder | None, theirs: BrokerOrder) -> bool:
+    "Whether the broker's order is for another number of shares than was asked for"
+    return ours is not None and None not in (ours.qty, theirs.qty) and ours.qty != theirs.qty
+
+
 def late_fills(look: Look) -> dict[str, Fill]:  # by client_order_id
     "What the broker's orders prove, and neither its history shows nor we have booked"
     shown = defaultdict[str | None, list[Fill]](list)
@@ -188,6 +193,8 @@ def late_fills(look: Look) -> dict[str, Fill]:  # by client_order_id
         shown[fill.broker_order_id].append(fill)
     late = {}
     for name, order in look.their_orders.items():
+        if resized(look.orders.get(name), order):
+            continue  # its sum is in shares of after a split, the executions are in those of before: the history has to say
         known = [*counted(look, order), *shown[order.id]]
         about = order.id, order.symbol, Side(order.side), order.filled_qty, order.filled_avg_price
         if look.at and (proven := inferred_fill(known, *about, look.at, name)):
@@ -236,12 +243,11 @@ def restated(look: Look, ours: StoredOrder, theirs: BrokerOrder) -> bool:
 
 def another_order(look: Look, ours: StoredOrder, theirs: BrokerOrder) -> str | None:
     "Why the broker's order is not the one that was meant; none where it is"
-    resized = ours.qty is not None and theirs.qty is not None and ours.qty != theirs.qty
-    if ours.side != theirs.side or (resized and not restated(look, ours, theirs)):
+    if ours.side != theirs.side or (resized(ours, theirs) and not restated(look, ours, theirs)):
         return because(Cause.UNEXPLAINED, "the broker has another order under this name")
     if ours.symbol != theirs.symbol:
         return because(Cause.CORPORATE_ACTION, f"the order goes on under the symbol {theirs.symbol}")
-    return because(Cause.CORPORATE_ACTION, "restated by the broker after a split") if resized else None
+    return because(Cause.CORPORATE_ACTION, "restated by the broker after a split") if resized(ours, theirs) else None
 
 
 def states_apart(ours: StoredOrder, theirs: BrokerOrder) -> str | None:
@@ -513,7 +519,12 @@ def splits_of(
         return {}
 
 
-def look_at(gateway: Gateway, since: datetime, trade_date: date | None = None) -> Look:
+def look_at(
+    gateway: Gateway,
+    since: datetime,
+    trade_date: date | None = None,
+    count: bool = False,  # count all positions from their entries, to compare them with the cached ones
+) -> Look:
     "Read both books"
     ledger, broker = gateway.ledger, gateway.broker
     orders, their_orders = both_orders(gateway, since, trade_date)
@@ -530,7 +541,7 @@ def look_at(gateway: Gateway, since: datetime, trade_date: date | None = None) -
         unbooked=[e for e in events if e.id not in known],
         positions=ledger.positions(),
         their_positions=broker.positions(),
-        cache=ledger.check(),
+        cache=ledger.check() if count else (),
         splits=splits_of(gateway, orders, their_orders),
         at=ledger.clock.now(),
     )
@@ -545,15 +556,15 @@ def mend(gateway: Gateway, look: Look) -> None:
     for name in late_fills(look):
         theirs = look.their_orders[name]
         gateway.ledger.infer(theirs, theirs.filled_at or gateway.broker.now(), name if name in look.orders else None)
-    if look.cache:
-        gateway.ledger.rebuild()
 
 
-def settled_look(gateway: Gateway, since: datetime, trade_date: date | None) -> Look:
-    "Catch up, mend, and look again"
+def settled_look(gateway: Gateway, since: datetime, trade_date: date | None, recount: bool) -> Look:
+    "Catch up, mend, and look again; `recount` when cached positions were wrong"
     catch_up(gateway)
     mend(gateway, look_at(gateway, since, trade_date))
-    return look_at(gateway, since, trade_date)
+    if recount:
+        gateway.ledger.rebuild()
+    return look_at(gateway, since, trade_date, recount)
 
 # %% ../../nbs/execution/12_reconcile.ipynb #836d57f8
 @dataclass(frozen=True, slots=True)
@@ -619,14 +630,17 @@ def reconcile(
     trade_date: date | None = None,  # the session whose orders are compared; by default the newest
     switch: Switch | None = None,  # engaged for what nobody can explain; none: it is only told
     tolerance: Tolerance = TOLERANCE,
+    count: bool = True,  # compare cached positions with the count too: some seconds in a book of years
 ) -> Reconciliation:
     "Look, catch up, mend, look again; `BrokerUnavailable` when the broker cannot be read"
-    since = (new_york(trade_date, 0) if trade_date else gateway.ledger.newest() or gateway.ledger.clock.now()) - OVERLAP
-    first = compare(look_at(gateway, since, trade_date), tolerance)
-    last = settled_look(gateway, since, trade_date)
+    newest = new_york(trade_date, 0) if trade_date else gateway.ledger.newest()
+    since = (newest or gateway.ledger.clock.now()) - OVERLAP
+    before = look_at(gateway, since, trade_date, count)
+    first, recount = compare(before, tolerance), bool(before.cache)
+    last = settled_look(gateway, since, trade_date, recount)
     found = compare(last, tolerance)
     if any(d.halts for d in found):
-        last = settled_look(gateway, since, trade_date)
+        last = settled_look(gateway, since, trade_date, recount)
         found = seen_twice(found, compare(last, tolerance))
     result = _result(first, found, last, halt(found, switch))
     _tell(result)
