@@ -2083,6 +2083,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'tradenb/execution/reconcile.py'),
                                              'tradenb.execution.reconcile.reconcile': ( 'execution/reconcile.html#reconcile',
                                                                                         'tradenb/execution/reconcile.py'),
+                                             'tradenb.execution.reconcile.resized': ( 'execution/reconcile.html#resized',
+                                                                                      'tradenb/execution/reconcile.py'),
                                              'tradenb.execution.reconcile.restated': ( 'execution/reconcile.html#restated',
                                                                                        'tradenb/execution/reconcile.py'),
                                              'tradenb.execution.reconcile.rounding_of': ( 'execution/reconcile.html#rounding_of',
