@@ -220,7 +220,7 @@ def uvicorn_server(app: Any) -> uvicorn.Server:
             lifespan="on",
             ws="websockets-sansio",
             ws_per_message_deflate=False,
-            timeout_graceful_shutdown=5,
+            timeout_graceful_shutdown=15,  # longer than a call to the broker
         )
     )
 
@@ -252,7 +252,7 @@ class Server:
         "Finish what is in flight and end."
         self._server.should_exit = True
         if self._thread.is_alive():
-            self._thread.join(10)
+            self._thread.join(20)
         self.socket.close()
 
 # %% ../../nbs/core/07_web.ipynb #eccb0887
