@@ -56,12 +56,20 @@ def opened(engine: Engine, durable: bool) -> Connection:
     "A connection for one writer, outside the pool"
     connection = engine.connect().execution_options(writes=True)
     connection.detach()
+    try:
+        _set_up(engine, connection, durable)
+    except engine.dialect.loaded_dbapi.Error as error:
+        connection.close()
+        raise OperationalError("setting up a connection", None, error, connection_invalidated=True) from error
+    return connection
+
+
+def _set_up(engine: Engine, connection: Connection, durable: bool) -> None:
     dialect, cursor = engine.dialect.name, connection.connection.cursor()
     for line in (*SETTINGS[dialect], *(() if durable else (RELAXED[dialect],))):
         cursor.execute(line)
     cursor.close()
     connection.connection.commit()
-    return connection
 
 
 def begun(connection: Connection) -> RootTransaction:

@@ -21,13 +21,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..core import db
 from ..core.calendar import latest_complete, next_session, sessions, shift
 from ..core.clock import NEW_YORK, Clock
-from ..core.errors import TradenbError, one_line
+from ..core.errors import BrokerUnavailable, DependencyError, TradenbError, one_line
 from ..core.logs import get_logger
 from .broker import Asset, Broker
 from tradenb.execution.controls import (
     LOSSES,
     NEED_EQUITY,
     NEED_PRICE,
+    UNKNOWNS,
     Allowed,
     Denial,
     Limits,
@@ -217,17 +218,23 @@ class Reference(MarketFacts):
         super().__init__(broker, clock, limits)
         self.engine, self.dry_run, self._mutex = engine, dry_run, locks()
         self.account: Account | None = None
+        self.away: Exception | None = None  # why the last look reached nobody
 
     def prepare(self, symbols: Iterable[str], day: date) -> None:
         "Know what orders in these symbols, for a session, will be judged by; what cannot be had is logged and stays unknown"
         with self._mutex:
+            self.away = None
             for ask in (self._market, self._account):
                 try:
                     ask(set(symbols), day)
-                except (TradenbError, SQLAlchemyError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-                    get_logger("execution").warning(
-                        "reference_missing", what=ask.__name__.strip("_"), detail=one_line(error)
-                    )
+                except (DependencyError, SQLAlchemyError) as error:
+                    self.away = error
+                    self._missed(ask, error)
+                except (TradenbError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+                    self._missed(ask, error)
+
+    def _missed(self, ask: Callable[..., None], error: Exception) -> None:
+        get_logger("execution").warning("reference_missing", what=ask.__name__.strip("_"), detail=one_line(error))
 
     def _market(self, symbols: set[str], day: date) -> None:
         if self.needs((*NEED_PRICE, "max_volume_share", "check_shorts")):
@@ -380,6 +387,8 @@ class Guard(Judging):
         answer = check(intent, self.state(connection, intent, client_order_id, parent), self.limits)
         if isinstance(answer, Denial) and answer.code in LOSSES:
             self.switch.engage(EVERYTHING, Level.REDUCE, "controls", answer.line, connection)
+        if isinstance(answer, Denial) and answer.code in UNKNOWNS and (away := self.reference.away):
+            raise BrokerUnavailable(f"{answer.line}; nothing was stored, ask again: {one_line(away)}") from away
         return answer
 
     def watch(self, day: date) -> Denial | None:  # the loss that halts
