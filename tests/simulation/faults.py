@@ -48,7 +48,7 @@ class Rates:
 CALM = Rates()
 ROUGH = Rates(
     lost_request=0.02,
-    lost_answer=0.03,
+    lost_answer=0.05,
     reset_before=0.015,
     reset_after=0.02,
     late_request=0.02,
@@ -57,7 +57,7 @@ ROUGH = Rates(
     rate_limited=0.015,
     server_error=0.015,
     gateway_timeout_before=0.01,
-    gateway_timeout_after=0.02,
+    gateway_timeout_after=0.06,
     garbled=0.004,
     slow=0.03,
     late_history=0.4,

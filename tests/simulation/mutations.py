@@ -22,6 +22,7 @@ class Mutation:
     says: str
     patches: Callable[[], list[Any]]
     seed: int = 1000  # of the first world that is tried
+    drill: bool = False  # in worlds in which the kill switch is used every day
     days: int = 60  # of simulation, within which it has to be caught
 
 
@@ -247,10 +248,10 @@ MUTATIONS: dict[str, Mutation] = {
     "inferred_doubled": Mutation("an inferred fill stays beside the real one", lambda: [on(ledger, "replaced", _not_replaced)]),
     "timeout_is_rejection": Mutation("no answer counts as a rejection", lambda: [on(broker.Submitting, "submit", _timeout_is_rejection)]),
     "504_is_rejection": Mutation("a 504 counts as a rejection", lambda: [on(broker, "judgement", _judged_as_rejection)]),
-    "switch_unread": Mutation("neither admission nor last look reads the switch", lambda: [on(gateway.Switch, "forbids", _open_switch), on(gateway.Switch, "standing", lambda real: lambda self, *a, **n: None)]),
-    "flatten_unlooking": Mutation("flatten does not look at its own working orders", lambda: [on(kill.Closing, "attempt", _sized_by_the_book)]),
-    "flatten_too_much": Mutation("flatten trades twice what is held", lambda: [on(kill.Closing, "_close", _too_much)]),
-    "sweep_once": Mutation("cancel believes after one order that all are gone", lambda: [on(kill.Canceling, "sweep", _half_canceled)]),
+    "switch_unread": Mutation("neither admission nor last look reads the switch", lambda: [on(gateway.Switch, "forbids", _open_switch), on(gateway.Switch, "standing", lambda real: lambda self, *a, **n: None)], drill=True),
+    "flatten_unlooking": Mutation("flatten does not look at its own working orders", lambda: [on(kill.Closing, "attempt", _sized_by_the_book)], drill=True),
+    "flatten_too_much": Mutation("flatten trades twice what is held", lambda: [on(kill.Closing, "_close", _too_much)], drill=True),
+    "sweep_once": Mutation("cancel believes after one order that all are gone", lambda: [on(kill.Canceling, "sweep", _half_canceled)], drill=True),
     "wire_differs": Mutation("one share more leaves than was intended", lambda: [on(broker, "wire", _twofold), on(broker, "same", lambda real: lambda found, name, order=None: found), on(gateway, "differs", lambda real: lambda order, body: None)]),
     "cash_forgotten": Mutation("dividends, fees and splits are not booked", lambda: [on(Ledger, "known", _cash_forgotten)]),
     "cache_stale": Mutation("cached positions are not refreshed", lambda: [on(ledger, "refresh", _stale_cache)]),

@@ -55,7 +55,7 @@ class Operator:
     def plan(self) -> None:
         "On some days there is a reason."
         world, rng = self.world, self.rng
-        if rng.random() > 0.3:
+        if rng.random() > (0.95 if world.drill else 0.3):
             return
         day = session(world.day)
         at = day.open + rng.choice(
@@ -69,7 +69,9 @@ class Operator:
 
     def _act(self) -> None:
         scope = self.rng.choice(("*", "strategy:s1", f"symbol:{self.rng.choice(SYMBOLS)}"))
-        level = self.rng.choice((Level.BLOCK, Level.CANCEL, Level.FLATTEN))
+        level = self.rng.choice(
+            (Level.CANCEL, Level.FLATTEN) if self.world.drill else (Level.BLOCK, Level.CANCEL, Level.FLATTEN)
+        )
         self._engage(scope, level)
         self.world.schedule.pause(self.rng.choice((60, 3600, 20 * 3600)) * self.rng.random())
         self._release(scope)
@@ -96,8 +98,25 @@ class Operator:
             world.story.tell(world.now, "operator", "killed", told="; ".join(done.lines), troubles=done.troubles[:2])
             if not done.troubles and not done.open:
                 self.engaged[scope].swept = True
+                self._look(self.engaged[scope])
                 return
             world.schedule.pause(self.rng.uniform(0.5, 20))
+
+    def _look(self, engaged: Engagement) -> None:
+        "The command said that nothing is open: the exchange should know."
+        world = self.world
+        strategies = dict(world.database.look("select client_order_id, strategy from orders"))
+        world.exchange.advance(world.now)
+        for name, order in world.exchange.orders().items() if engaged.level is not Level.BLOCK else ():
+            working = order["status"] in ("accepted", "new", "partially_filled")
+            meant = covers(engaged.scope, strategies.get(name, ""), order["symbol"])
+            if working and meant and not self.is_own(name) and name not in world.by_hand:
+                self.broken.append(
+                    (
+                        "NOT_CANCELED",
+                        f"{name} {order['side']} {order['symbol']} works after {engaged.level} of {engaged.scope} was done",
+                    )
+                )
 
     def _release(self, scope: str) -> None:
         self.check(scope)

@@ -19,7 +19,7 @@ from tradenb.execution import commits
 
 from .database import Database
 from .exchange import one_thread
-from .mutations import applied
+from .mutations import MUTATIONS, applied
 from .world import Result, World
 
 
@@ -53,10 +53,11 @@ def simulate(
     stop: Callable[[Result], bool] = lambda result: False,
 ) -> Iterator[Result]:
     "One world per seed."
+    drill = mutation is not None and MUTATIONS[mutation].drill
     with workplace() as (root, database), applied(mutation):
         for seed in seeds:
             gc.disable()  # a world makes much garbage, and takes none of it with it
-            result = World(seed, days, root, database, aloud, calm).run()
+            result = World(seed, days, root, database, aloud, calm, drill).run()
             gc.enable()
             yield result
             if stop(result):

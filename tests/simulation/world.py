@@ -48,7 +48,16 @@ class Result:
 class World:
     "Everything that one seed decides."
 
-    def __init__(self, seed: int, days: int, root: Path, database: Database, aloud: bool = False, calm: bool = False):
+    def __init__(
+        self,
+        seed: int,
+        days: int,
+        root: Path,
+        database: Database,
+        aloud: bool = False,
+        calm: bool = False,
+        drill: bool = False,
+    ):
         self.seed, self.rng, self.calm = seed, random.Random(seed), calm
         self.market = market(root, seed % 16)
         first = self.rng.randrange(2, len(self.market.days) - days - 1)
@@ -68,6 +77,7 @@ class World:
         database.fresh(self.schedule, self.faults)
         self.wanted: dict[str, Wanted] = {}
         self.held: dict[str, Decimal] = {}
+        self.drill = drill  # the kill switch is used every day
         self.calm_day = self.tampered = False
         self.crashes = self.last_halt = 0
         self.by_hand: dict[str, str] = {}  # the broker's ids of orders that somebody placed there by hand
