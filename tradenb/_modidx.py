@@ -1814,6 +1814,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'tradenb.execution.kill.Scoped': ('execution/kill.html#scoped', 'tradenb/execution/kill.py'),
                                         'tradenb.execution.kill.Scoped.__init__': ( 'execution/kill.html#scoped.__init__',
                                                                                     'tradenb/execution/kill.py'),
+                                        'tradenb.execution.kill.Scoped._left_by_others': ( 'execution/kill.html#scoped._left_by_others',
+                                                                                           'tradenb/execution/kill.py'),
                                         'tradenb.execution.kill.Scoped.in_flight': ( 'execution/kill.html#scoped.in_flight',
                                                                                      'tradenb/execution/kill.py'),
                                         'tradenb.execution.kill.Scoped.means': ( 'execution/kill.html#scoped.means',

@@ -28,4 +28,19 @@ SEEDS = (
         1,
         "A COMMIT that failed left the writer's connection inside its transaction, and every other process waited for ever.",
     ),
+    Found(
+        1035,
+        5,
+        "A split on the day after an order had ended was counted as one that restated it: another order under its name, and a halt.",
+    ),
+    Found(
+        2033,
+        5,
+        "The sum of executions before and after a split was compared with the broker's, in other shares: executions seemed to be missing.",
+    ),
+    Found(
+        2063,
+        5,
+        "Flattening one strategy closed what another strategy's working order was closing already: the account's position flipped.",
+    ),
 )

@@ -187,8 +187,17 @@ class Scoped:
             return held
         none: dict[str, Decimal] = {}
         parts = self.books.ask(done, "the strategy's position", lambda: share_of(self.books.ledger, self.name), none)
-        shares = {symbol: smaller(parts[symbol], qty) for symbol, qty in held.items() if symbol in parts}
+        left = self._left_by_others(done, {symbol: held[symbol] for symbol in held.keys() & parts.keys()})
+        shares = {symbol: smaller(parts[symbol], qty) for symbol, qty in left.items()}
         return {symbol: qty for symbol, qty in shares.items() if qty}
+
+    def _left_by_others(self, done: Done, held: dict[str, Decimal]) -> dict[str, Decimal]:
+        "What other strategies' working orders will leave of positions: closing that too would flip the account"
+        for order in self.broker.open_orders() if held else []:
+            qty, side = held.get(order.symbol, Decimal(0)), Side(order.side)
+            if side.sign * qty < 0 and not is_closing(order) and not self.means(done, order):
+                held[order.symbol] = (abs(qty) - min(abs(qty), left_of(order))).copy_sign(qty)
+        return held
 
 
 def smaller(part: Decimal, whole: Decimal) -> Decimal:

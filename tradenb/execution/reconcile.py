@@ -234,11 +234,14 @@ def absent(ours: StoredOrder, at: datetime | None) -> str | None:
 
 # %% ../../nbs/execution/15_reconcile.ipynb #261dec22
 def restated(look: Look, ours: StoredOrder, theirs: BrokerOrder) -> bool:
-    "Whether splits since the order was stored make our quantity the broker's, to the share"
-    ratio = Decimal(1)
+    "Whether splits since the order was stored, up to any of them, make our quantity the broker's: one that has ended is restated no more"
+    qty, off = ours.qty or Decimal(0), Decimal(0)
     for ex_date, by in look.splits.get(ours.symbol, ()):
-        ratio *= by if ex_date > ours.created_at.astimezone(NEW_YORK).date() else 1
-    return ratio != 1 and ours.qty is not None and theirs.qty is not None and abs(ours.qty * ratio - theirs.qty) < 1
+        if ex_date > ours.created_at.astimezone(NEW_YORK).date():
+            qty, off = qty * by, off * by + 1  # each restatement may drop a part of a share
+            if theirs.qty is not None and abs(qty - theirs.qty) < off:
+                return True
+    return False
 
 
 def another_order(look: Look, ours: StoredOrder, theirs: BrokerOrder) -> str | None:
@@ -269,8 +272,8 @@ def states_apart(ours: StoredOrder, theirs: BrokerOrder) -> str | None:
 # %% ../../nbs/execution/15_reconcile.ipynb #0e43b5cb
 def fills_apart(ours: StoredOrder, theirs: BrokerOrder, late: Mapping[str, Fill]) -> str | None:
     "Why the filled quantities differ; none where they do not"
-    if ours.filled_qty == theirs.filled_qty:
-        return None
+    if ours.filled_qty == theirs.filled_qty or resized(ours, theirs):
+        return None  # after a split the sums are in different shares: what was executed is compared one by one
     if ours.filled_qty > theirs.filled_qty:
         return because(Cause.UNEXPLAINED, "more is booked than the broker's order has")
     if ours.client_order_id in late:
