@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from tradenb.core.calendar import session
 from tradenb.execution.switch import covers
 
 from .network import Answer, Packet
@@ -62,6 +63,7 @@ class Monitors:
         sent = self.orders.setdefault(name, Sent())
         stored = world.database.look("select symbol, strategy from orders where client_order_id = ?", name)
         if packet.sender is world.operator.process:
+            self._closing(name, order)
             return
         if not stored:
             self.tell("EFFECT_BEFORE_INTENT", f"{name} leaves and is not in the database")
@@ -91,6 +93,15 @@ class Monitors:
                 self.tell(
                     "WIRE_DIFFERS", f"{name} leaves with {field_name}={value}, wanted {getattr(intent, field_name)}"
                 )
+
+    def _closing(self, name: str, order: dict[str, Any]) -> None:
+        "What the kill switch sends to close is not more than there is; trades of a moment ago excuse it."
+        world, today = self.world, session(self.world.day)
+        quiet = all(abs(world.now - at) > timedelta(minutes=2) for at in (today.open, today.close))
+        if quiet and world.operator.is_own(name) and order.get("type") == "market":
+            held = world.exchange.positions().get(order["symbol"], Decimal(0))
+            if Decimal(order["qty"]) > abs(held) or (held > 0) == (order["side"] == "buy"):
+                self.tell("CLOSES_TOO_MUCH", f"{name}: {order['side']} {order['qty']}, held {held}")
 
     def _switch(self, packet: Packet, name: str, symbol: str, strategy: str) -> None:
         for engaged in self.world.operator.engaged.values():
