@@ -43,4 +43,9 @@ SEEDS = (
         5,
         "Flattening one strategy closed what another strategy's working order was closing already: the account's position flipped.",
     ),
+    Found(
+        198,
+        5,
+        "The exchange answered an average as a division left it, and one such number made every list of orders unreadable: nobody could reconcile.",
+    ),
 )

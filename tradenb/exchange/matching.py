@@ -392,11 +392,12 @@ def split_order(
     whole = order.qty is not None and order.qty == order.qty.to_integral_value()
     step = Decimal(1) if whole else SHARE_STEP
     price = lambda p: None if p is None else (p / ratio).quantize(TICK, ROUND_HALF_UP)
+    average = order.filled_avg_price
     return replace(
         order,
         qty=None if order.qty is None else (order.qty * ratio).quantize(step, ROUND_DOWN),
-        filled_qty=order.filled_qty * ratio,
-        filled_avg_price=None if order.filled_avg_price is None else order.filled_avg_price / ratio,
+        filled_qty=(order.filled_qty * ratio).quantize(SHARE_STEP, ROUND_HALF_UP).normalize() + 0,
+        filled_avg_price=None if average is None else (average / ratio).quantize(SHARE_STEP, ROUND_HALF_UP).normalize(),
         limit_price=price(order.limit_price),
         stop_price=price(order.stop_price),
         trail_price=price(order.trail_price),

@@ -129,13 +129,10 @@ def decimal(value: Any) -> Decimal | None:
     except ArithmeticError as error:
         raise ValueError(f"{brief(value)} is no number") from error
     exponent = number.as_tuple().exponent
-    if (
-        not number.is_finite()
-        or number.adjusted() > MOST_DIGITS
-        or (isinstance(exponent, int) and exponent < -MOST_DIGITS)
-    ):
+    if not number.is_finite() or number.adjusted() > MOST_DIGITS or (number and number.adjusted() < -MOST_DIGITS):
         raise ValueError(f"{brief(value)} is no amount")
-    return number
+    long = isinstance(exponent, int) and exponent < -MOST_DIGITS  # an average, as a division leaves it
+    return round(number, MOST_DIGITS) if long else number
 
 
 def amount(answer: Mapping[str, Any], name: str) -> Decimal:
