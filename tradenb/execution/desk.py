@@ -112,7 +112,7 @@ class Rounds:
 
     def __init__(
         self,
-        compare: Callable[[date | None], Reconciliation],  # catches up and compares
+        compare: Callable[[date | None, bool], Reconciliation],  # of a session, and whether caches are counted again
         clock: Clock,
         every_s: float,  # 0: only when asked
     ):
@@ -121,11 +121,15 @@ class Rounds:
         self._one, self._stopping = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciliation", daemon=True)
 
-    def now(self, trade_date: date | None = None) -> Reconciliation:
+    def now(
+        self,
+        trade_date: date | None = None,
+        count: bool = True,  # compare cached positions with the count of the whole ledger too
+    ) -> Reconciliation:
         "Compare the books"
         with self._one:
             try:
-                result = self.compare(trade_date)
+                result = self.compare(trade_date, count)
             except Exception as error:
                 self.last = Compared(self.clock.now(), error=one_line(error))
                 raise
@@ -133,9 +137,11 @@ class Rounds:
             return result
 
     def _run(self) -> None:
+        count = True  # at the start; afterwards only when somebody asks
         while True:
             try:
-                self.now()
+                self.now(count=count)
+                count = False
             except TradenbError as error:
                 get_logger("execution").warning("reconciliation_failed", detail=one_line(error))
             except Exception as error:
@@ -271,8 +277,8 @@ def make_desk(settings: Settings, clock: Clock, engine: Engine, broker_url: str 
     )
     updates = Updates(gateway, stream_address(url), key_id, secret)
 
-    def compare(day: date | None) -> Reconciliation:
-        result = reconcile(gateway, day, switch)
+    def compare(day: date | None, count: bool) -> Reconciliation:
+        result = reconcile(gateway, day, switch, count=count)
         guard.watch(day or session_of(clock.now()))
         return result
 
