@@ -145,3 +145,10 @@ def test_a_split_keeps_an_orders_value_to_a_share_and_a_tick(order, ratio):
     assert 0 <= order.qty * ratio - after.qty < 1
     if order.limit_price is not None:
         assert abs(after.limit_price * ratio - order.limit_price) <= TICK * ratio
+
+
+@given(orders(), st.decimals("0.01", "900", places=2), st.sampled_from(["1.1", "3", "0.3", "7"]))
+def test_what_a_split_leaves_of_a_part_is_written_in_nine_decimals(order, price, ratio):
+    "An average with all the digits of a division was refused by every client."
+    after = split_order(replace(order, filled_qty=Decimal(7), filled_avg_price=price), Decimal(ratio))
+    assert [round(value, 9) for value in (after.filled_qty, after.filled_avg_price)] == [after.filled_qty, after.filled_avg_price]  # fmt: skip

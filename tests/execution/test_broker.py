@@ -25,6 +25,7 @@ from tradenb.execution.broker import (
     Unresolved,
     Withheld,
     alpaca_client,
+    decimal,
     entry_of,
     judgement,
     patience,
@@ -399,3 +400,12 @@ def test_market_data_comes_from_its_own_address(answering: Any) -> None:
         "/v1/corporate-actions",
     ]
     broker.close()
+
+
+def test_an_average_that_a_division_left_is_read_and_an_impossible_amount_is_not() -> None:
+    "One such number once hid every order of an account."
+    seventh = Decimal(100) / Decimal(7) / Decimal("1.1")
+    assert abs(decimal(str(seventh)) - seventh) < Decimal("1e-15")
+    for nonsense in ("1e40", "1e-40", "NaN", "Infinity"):
+        with pytest.raises(ValueError, match="amount"):
+            decimal(nonsense)
