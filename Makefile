@@ -1,7 +1,7 @@
 # What one types. `make` lists it. GNU make 3.81 or later; Python 3.11 or 3.12 with venv and pip, git; Linux and macOS.
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install run test test-cov simulate lint drift fmt lock export readme bench up down clean
+.PHONY: help install run test test-long test-cov simulate lint drift fmt lock export readme bench up down clean
 
 # Another active environment must not leak into ours.
 unexport VIRTUAL_ENV
@@ -65,6 +65,13 @@ test: $(ENV) $(KERNELS) ## The notebooks' own tests, then pytest (JOBS=2)
 	echo "pytest:"; $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS) || failed=1; \
 	test $$failed = 0 || echo "make test: failed (the notebooks, pytest, or both: see above)" >&2; \
 	exit $$failed
+
+LONG := TRADENB_TEST_KILLS=200 TRADENB_EXCHANGE_KILLS=12 TRADENB_KILL_SEEDS=20 TRADENB_KILL_EVERYWHERE=1 TRADENB_SIMULATED_DAYS=2000 \
+  TRADENB_EXCHANGE_EXAMPLES=1500 TRADENB_FUZZ_EXAMPLES=60 FUZZ_EXAMPLES=60 FUZZ_WEBHOOKS=100000
+
+test-long: $(ENV) $(KERNELS) ## What must never lose an order, at full length: 200 kills, 2,000 days, 100,000 forged calls
+	@env $(LONG) OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --timeout 7200 \
+	  tests/execution tests/exchange tests/integration tests/simulation $(ARGS)
 
 test-cov: $(ENV) $(KERNELS) ## pytest with coverage; the pages are in htmlcov/
 	@$(BIN)/pytest -n $(JOBS) --dist worksteal --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)

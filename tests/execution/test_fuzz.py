@@ -22,7 +22,7 @@ from .conftest import MORNING, Market, write_feed
 
 PROJECT = Path(__file__).resolve().parents[2]
 KEY = "sesame"
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "15"))  # for each address, good and bad questions each
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "6"))  # for each address, good and bad questions each
 ADDRESSES = [
     ("GET", "/"),
     ("GET", "/health"),

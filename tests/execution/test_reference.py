@@ -7,13 +7,14 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine
 
 from tradenb.core.clock import SimulatedClock, new_york
-from tradenb.core.errors import OrderDenied
+from tradenb.core.errors import BrokerUnavailable, OrderDenied
 from tradenb.core.settings import Settings
 from tradenb.execution.broker import Broker, alpaca_client
-from tradenb.execution.controls import Limits, Parent
+from tradenb.execution.controls import Allowed, Limits, Parent
 from tradenb.execution.gateway import Gateway
 from tradenb.execution.ledger import Ledger
 from tradenb.execution.orders import OrderIntent, Side
@@ -96,7 +97,7 @@ def test_a_name_that_does_not_print_any_more_goes_stale_and_may_still_be_sold(
     assert closed_since(reference.facts.dates["S01"], MORNING) == 0
 
 
-def test_a_market_that_does_not_answer_is_unknown_and_denied_unless_no_limit_needs_it(
+def test_an_outage_is_told_as_such_and_an_order_that_no_limit_asks_about_passes(
     engine: Engine, clock: SimulatedClock, intent: Callable[..., OrderIntent]
 ) -> None:
     gone, switch = (
@@ -104,16 +105,17 @@ def test_a_market_that_does_not_answer_is_unknown_and_denied_unless_no_limit_nee
         Switch(engine, clock),
     )
 
-    def code(limits: Limits) -> str:
+    def judged(limits: Limits) -> Any:
         guard = Guard(clock, Reference(gone, engine, clock, limits), limits, switch)
         guard.prepare([intent()])
         with engine.begin() as connection:
-            return getattr(guard(connection, intent(), "x"), "code", "allowed")
+            return guard(connection, intent(), "x")
 
-    assert code(LIMITS) == "PRICE_UNKNOWN"
-    assert code(Limits(max_volume_share=D(1))) == "VOLUME_UNKNOWN"
-    assert code(Limits(max_daily_loss=D("0.1"))) == "EQUITY_UNKNOWN"
-    assert code(Limits(max_orders_per_minute=5)) == "allowed"
+    asked = {"PRICE": LIMITS, "VOLUME": Limits(max_volume_share=D(1)), "EQUITY": Limits(max_daily_loss=D("0.1"))}
+    for what, limits in asked.items():
+        with pytest.raises(BrokerUnavailable, match=f"{what}_UNKNOWN.*nothing was stored"):
+            judged(limits)
+    assert isinstance(judged(Limits(max_orders_per_minute=5)), Allowed)
 
 
 def test_a_database_that_fails_while_it_is_prepared_is_no_error_of_the_order(

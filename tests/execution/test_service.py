@@ -148,7 +148,7 @@ def test_an_order_shows_its_events_and_can_be_canceled_once(client: httpx.Client
     assert client.delete(f"/api/v1/orders/{name}").json()["status"] == "canceled"
     assert client.delete(f"/api/v1/orders/{name}").status_code == 409
     events = client.get(f"/api/v1/orders/{name}").json()["events"]
-    assert [e["status_to"] for e in events][:2] == ["pending_new", "submitted"]
+    assert [e["status_to"] for e in events][:2] == ["pending_new", "accepted"]
     assert events[-1]["status_to"] == "canceled"
 
 

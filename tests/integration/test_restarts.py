@@ -15,7 +15,7 @@ from tests.integration.restarts import Arena, arena
 from tradenb.core.clock import Stopwatch, sleep
 from tradenb.core.db import connect, migrate
 
-KILLS = int(os.environ.get("TRADENB_TEST_KILLS", 20))
+KILLS = int(os.environ.get("TRADENB_TEST_KILLS", 8))
 SEED = int(os.environ.get("TRADENB_TEST_SEED", 7))
 ORDERS = 5 * KILLS // 2
 WAVES = min(10, max(2, ORDERS // 50))
