@@ -130,7 +130,7 @@ class Operator:
     def check(self, *only: str) -> None:
         "Nothing was admitted since the switch was set."
         rows = self.world.database.look("select client_order_id, strategy, symbol from orders")
-        for engaged in (self.engaged[scope] for scope in only or tuple(self.engaged)):
+        for engaged in [self.engaged[scope] for scope in only or tuple(self.engaged) if scope in self.engaged]:
             for name, strategy, symbol in rows:
                 if name not in engaged.admitted and covers(engaged.scope, strategy, symbol) and not self.is_own(name):
                     line = f"{name} ({strategy} {symbol}) was admitted although {engaged.scope} is at {engaged.level}"
