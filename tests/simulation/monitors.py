@@ -75,7 +75,7 @@ class Monitors:
                 self.tell(
                     "TWO_SENDERS", f"{name} is sent by {packet.sender.name} while {sent.by.name} waits for an answer"
                 )
-            elif sent.doubt and not other and self.steady(sent.by) and self.steady(packet.sender):
+            elif sent.doubt and not other:
                 self.tell("BLIND_RESEND", f"{name} is sent again and nobody asked what became of the first time")
         if stored:
             self._switch(packet, name, *stored[0])
