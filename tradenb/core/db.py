@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCALE', 'metadata', 'BigKey', 'orders', 'order_events', 'fills', 'cash_events', 'fill_voids', 'denials',
            'kill_switch', 'webhook_receipts', 'risk_days', 'positions', 'position_snapshots', 'account_snapshots',
-           'runs', 'run_stages', 'run_signals', 'model_activations', 'PING_AFTER_S', 'Fixed', 'UtcDateTime', 'connect',
-           'default_url', 'migrate']
+           'runs', 'run_stages', 'run_signals', 'PNL', 'run_pnl', 'run_gap', 'notifications', 'model_activations',
+           'PING_AFTER_S', 'Fixed', 'UtcDateTime', 'connect', 'default_url', 'migrate']
 
 # %% ../../nbs/core/06_db.ipynb #176ec94d
 from datetime import UTC, datetime
@@ -283,6 +283,10 @@ runs = Table(
     Column("finished_at", UtcDateTime),
     Column("summary", JSON),
     Column("error", Text),
+    Column("lease_owner", String(64)),
+    Column("lease_until", UtcDateTime),
+    Column("digests", JSON),
+    Column("flow_run_id", String(36)),
 )
 
 run_stages = Table(
@@ -315,6 +319,45 @@ run_signals = Table(
     Column("qty", Fixed),
     Column("client_order_id", String(48), index=True),
     Column("reason", Text, nullable=False),
+)
+
+PNL = (
+    "start_value", "end_value", "bought", "sold", "realised", "unrealised", "holding", "trading", "dividends", "borrow", "other", "fees", "pnl"
+)  # fmt: skip
+
+run_pnl = Table(
+    "run_pnl",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("symbol", String(32), primary_key=True),
+    Column("trade_date", Date, nullable=False, index=True),
+    Column("sector", String(64)),
+    *(Column(name, Fixed, nullable=False) for name in PNL),
+)
+
+run_gap = Table(
+    "run_gap",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("cause", String(24), primary_key=True),
+    Column("trade_date", Date, nullable=False, index=True),
+    Column("amount", Fixed, nullable=False),
+    Column("detail", JSON, nullable=False),
+)
+
+notifications = Table(
+    "notifications",
+    metadata,
+    Column("id", BigKey, primary_key=True, autoincrement=True),
+    Column("at", UtcDateTime, nullable=False, index=True),
+    Column("kind", String(16), nullable=False),
+    Column("key", String(120), nullable=False, index=True),
+    Column("title", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("run_id", String(64)),
+    Column("trace_id", String(32)),
+    Column("status", String(16), nullable=False),
+    Column("error", Text),
 )
 
 model_activations = Table(

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..core.calendar import next_session, previous_session
 from ..core.clock import Clock, SystemClock
 from ..core.db import connect, migrate
 from ..core.errors import InputError
-from ..core.settings import Settings, load
+from ..core.settings import SECRETS, Settings, load
 from ..market.lake import Lake, open_lake
 from . import records
 from .clients import ExecutionClient, OrchestratorClient, SignalsClient
@@ -104,8 +105,13 @@ def start_run(
 
 def settings_text(settings: Settings) -> str:
     "The effective settings as JSON, without secrets."
-    public = {"core": {"database_url"}, "execution": {"broker_key_id", "broker_secret"}, "services": {"api_key"}}
-    return settings.model_dump_json(indent=1, exclude=public)
+    return settings.model_dump_json(indent=1, exclude=_secrets())
+
+
+def _secrets() -> dict[str, set[str]]:
+    "Section → keys that are secret."
+    pairs = sorted(name.split(".") for name in SECRETS)
+    return {section: {key for _, key in keys} for section, keys in groupby(pairs, key=lambda pair: pair[0])}
 
 
 def _write(path: Path, text: str) -> None:
