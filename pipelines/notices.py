@@ -1,0 +1,70 @@
+"""Whoever waits for a run hears how it ended: the words are `tradenb.core.notify`'s, here they meet the run's rows and pages.
+
+Nothing here delays a run or fails one: messages leave from threads of their own, and what cannot be read is left out.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from tradenb.core.errors import one_line
+from tradenb.core.logs import get_logger
+from tradenb.core.notify import Message, notifier_of, page_link, run_ended, run_failed
+from tradenb.core.settings import Settings
+from tradenb.trading import records
+from tradenb.trading.run import run_folder
+
+
+@contextmanager
+def telling(settings: Settings, engine: Engine, day: date) -> Iterator[None]:
+    "Tell how the run of `day`, which goes on within the block, ended; a run that nobody can begin counts as failed."
+    notifier = notifier_of(settings)
+    try:
+        yield
+    except Exception as error:
+        notifier.post(failure(settings, engine, day, error))
+        raise
+    if message := ending(settings, engine, day):
+        notifier.post(message)
+
+
+def ending(settings: Settings, engine: Engine, day: date) -> Message | None:
+    "What to say of a run that came to its end; nothing when it has none yet, or when its row cannot be read."
+    run_id = records.run_id_of(settings.run.strategy, day)
+    try:
+        row = records.find(engine, run_id)
+        if row is None or not records.is_over(row) or row.summary is None:
+            return None
+        return run_ended(run_id, row.status, row.summary, link_to_page(settings, day, run_id), row.trace_id)
+    except Exception as error:
+        get_logger().error("notification_not_made", error=one_line(error))
+        return None
+
+
+def failure(settings: Settings, engine: Engine, day: date, error: Exception) -> Message:
+    "What to say of a run that stopped with `error`."
+    run_id, stage, trace_id = records.run_id_of(settings.run.strategy, day), "", None
+    try:
+        stage, trace_id = failed_stage(engine, run_id)
+    except Exception as unread:  # the database may be what failed
+        get_logger().error("run_not_read", error=one_line(unread))
+    link = link_to_page(settings, day, run_id, stage or "*")
+    return run_failed(run_id, stage, one_line(error), link, f"tradenb paper-run --date {day}", trace_id)
+
+
+def failed_stage(engine: Engine, run_id: str) -> tuple[str, Any]:
+    "The last stage of a run that failed, and the run's trace; nothing where there is none."
+    row = records.find(engine, run_id)
+    failed = [name for name, stage in records.stages(engine, run_id).items() if stage.status == records.FAILED]
+    return (failed[-1] if failed else ""), (row.trace_id if row else None)
+
+
+def link_to_page(settings: Settings, day: date, run_id: str, stage: str = "*") -> str:
+    "Where the newest page of a stage, or of the run, is; nothing where there is none."
+    folder: Path = run_folder(settings.root, day, run_id)
+    page = max(folder.glob(f"[0-9]_{stage}.html"), default=None)
+    return page_link(settings, page) if page else ""
