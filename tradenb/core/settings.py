@@ -493,8 +493,8 @@ class Settings(Section):
         return self
 
     @property
-    def hash(self) -> str:
-        "First 16 hex digits of the SHA-256 over all values but secrets, the root folder and addresses: what can change a result."
+    def effective(self) -> dict[str, dict[str, Any]]:
+        "All values that can change a result, as JSON: not secrets, folders, addresses, or what goes on around a run."
         values = self.model_dump(
             mode="json",
             exclude={
@@ -508,7 +508,12 @@ class Settings(Section):
             },
         )
         values["features"]["set"] = self.features.content
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        return values
+
+    @property
+    def hash(self) -> str:
+        "First 16 hex digits of the SHA-256 over the `effective` values."
+        return hashlib.sha256(json.dumps(self.effective, sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../../nbs/core/04_settings.ipynb #5fc9d1c0
 SECRETS = {

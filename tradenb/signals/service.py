@@ -15,16 +15,17 @@ from typing import Annotated, Any, Literal
 import polars as pl
 from fastapi import FastAPI, Query, Response
 from fastapi.concurrency import run_in_threadpool
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 import tradenb
+from ..core.calendar import session
 from ..core.clock import Clock
 from ..core.errors import InputError, LakeError, NoModelError, TradenbError, one_line
 from ..core.logs import get_logger
 from ..core.settings import Constructor as ConstructorName
 from ..core.settings import Portfolio, Settings
-from ..core.web import counter, require_key
+from ..core.web import counter, gauge, require_key
 from ..core.web import create_app as web_app
 from ..market.lake import open_lake
 from ..models.registry import LoadedModel, open_registry
@@ -41,7 +42,7 @@ __all__ = ['Day', 'Symbol', 'Names', 'Version', 'Share', 'LEFT_OUT', 'REFUSALS',
            'Problem', 'refusals', 'ModelInfo', 'ModelTrouble', 'DataHealth', 'Moved', 'Watch', 'Health', 'Compared',
            'Shadow', 'Reloaded', 'model_info', 'model_error', 'data_health', 'watch_of', 'Desk', 'open_desk',
            'create_app', 'add_health', 'plain', 'respond', 'add_signals', 'add_model', 'shadow_of', 'add_gauges',
-           'gauge']
+           'watched', 'closed']
 
 # %% ../../nbs/signals/05_service.ipynb #5db585b4
 def _iso(value: object) -> object:
@@ -452,7 +453,7 @@ def add_health(app: FastAPI, desk: Desk) -> None:
         )  # fmt: skip
         return Response(body.model_dump_json(), 200 if ready else 503, media_type="application/json")
 
-# %% ../../nbs/signals/05_service.ipynb #fcfddf80
+# %% ../../nbs/signals/05_service.ipynb #8a6bcff0
 PLAIN_NAMES = 2_000  # more of them take longer than others should wait
 
 
@@ -468,7 +469,7 @@ def respond(
 ) -> Response:
     "The answer of one model, as JSON."
     found, without, view = answer(model, desk.market, ask, *asked)
-    made.labels(model.version).inc(found.signals.height)
+    made.inc(found.signals.height)
     get_logger().info(
         "signals_generated", model_version=model.version, as_of=str(found.as_of), names=found.signals.height
     )
@@ -483,7 +484,7 @@ def respond(
 
 def add_signals(app: FastAPI, desk: Desk) -> None:
     "POST /api/v1/signals/generate."
-    made = counter(app, "signals_generated", "Names ranked", ("model_version",))
+    made = counter(app, "tradenb_signals_generated_total")
 
     @app.post(
         "/api/v1/signals/generate", tags=["signals"], response_model=GenerateResponse, responses=refusals(400, 409, 422)
@@ -496,10 +497,10 @@ def add_signals(app: FastAPI, desk: Desk) -> None:
             return respond(desk, model, ask, asked, made)
         return await run_in_threadpool(respond, desk, model, ask, asked, made)
 
-# %% ../../nbs/signals/05_service.ipynb #8a6bcff0
+# %% ../../nbs/signals/05_service.ipynb #fcfddf80
 def add_model(app: FastAPI, desk: Desk, api_key: str | None) -> None:
     "What answers, what would, and the change from one to the other."
-    reloads = counter(app, "model_reloads", "Reloads asked for", ("outcome",))
+    reloads = counter(app, "tradenb_model_reloads_total")
 
     @app.get("/api/v1/model/info", tags=["model"], response_model=ModelInfo, responses=refusals(409))
     def info() -> ModelInfo:
@@ -542,26 +543,29 @@ def shadow_of(monitor: Monitor) -> Shadow:
 
 # %% ../../nbs/signals/05_service.ipynb #61ebb421
 def add_gauges(app: FastAPI, desk: Desk) -> None:
-    "Gauges of model and watch."
-    for name, text, read in (
-        ("signals_model_version", "Version that answers", lambda w, s: s.model and s.model.version),
-        ("signals_model_trouble_since", "When the registry's champion could first not be taken, Unix time", lambda w, s: s.trouble and s.trouble.since.timestamp()),
-        ("signals_model_load_seconds", "Loading and proving the model that answers", lambda w, s: s.load_s),
-        ("signals_drift_worst_psi", "Of the feature that moved furthest since the training", lambda w, s: w.worst[0].psi if w.worst else None),
-        ("signals_realised_rank_ic", "Mean since the training", lambda w, s: w.realised_rank_ic),
-        ("signals_realised_rank_ic_low", "Lower end of its interval", lambda w, s: w.realised_low),
-        ("signals_realised_rank_ic_high", "Upper end of its interval", lambda w, s: w.realised_high),
-        ("signals_shadow_rank_correlation", "Of champion and challenger on the newest session compared", lambda w, s: w.rank_correlation),
-        ("signals_warnings", "Things that a person should know, see /health", lambda w, s: len(w.warnings)),
+    "Gauges of model, watch and data."
+    for name, read in (
+        ("tradenb_model_version", lambda w, s: s.model and s.model.version),
+        ("tradenb_model_trained_through_timestamp_seconds", lambda w, s: s.model and closed(s.model.trained_through)),
+        ("tradenb_model_trouble_timestamp_seconds", lambda w, s: s.trouble and s.trouble.since.timestamp()),
+        ("tradenb_model_load_duration_seconds", lambda w, s: s.load_s),
+        ("tradenb_model_drift_psi", lambda w, s: w.worst[0].psi if w.worst else None),
+        ("tradenb_model_rank_ic", lambda w, s: w.realised_rank_ic),
+        ("tradenb_model_rank_ic_low", lambda w, s: w.realised_low),
+        ("tradenb_model_rank_ic_high", lambda w, s: w.realised_high),
+        ("tradenb_shadow_rank_correlation", lambda w, s: w.rank_correlation),
+        ("tradenb_model_warnings", lambda w, s: len(w.warnings)),
     ):  # fmt: skip
-        gauge(app, desk, name, text, read)
+        gauge(app, name, watched(desk, read))
+    gauge(app, "tradenb_model_drift_limit_psi", lambda: desk.settings.signals.max_psi)
+    gauge(app, "tradenb_data_last_session_timestamp_seconds", lambda: closed(data_health(desk.market).last_session))
 
 
-def gauge(app: FastAPI, desk: Desk, name: str, text: str, read: Callable[[Watch, Served], float | None]) -> None:
-    "A gauge that is read from the desk."
+def watched(desk: Desk, read: Callable[[Watch, Served], float | None]) -> Callable[[], float | None]:
+    "What is read from the watch over the model and from what is served."
+    return lambda: read(watch_of(desk.monitor), desk.holder.served)
 
-    def value() -> float:
-        found = read(watch_of(desk.monitor), desk.holder.served)
-        return math.nan if found is None else float(found)
 
-    Gauge(name, text, registry=app.state.registry).set_function(value)
+def closed(day: date | None) -> float | None:
+    "When a session closed, Unix time."
+    return session(day).close.timestamp() if day else None
