@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TradenbError', 'ConfigError', 'InputError', 'ExpressionError', 'DependencyError', 'ServiceUnavailable',
-           'BrokerUnavailable', 'PortTaken', 'DataError', 'SourceError', 'QualityError', 'FreshnessError', 'LakeError',
-           'ModelError', 'NoModelError', 'OrderError', 'OrderInvalid', 'OrderConflict', 'OrderDenied',
+           'BrokerUnavailable', 'PortTaken', 'RunBusy', 'DataError', 'SourceError', 'QualityError', 'FreshnessError',
+           'LakeError', 'ModelError', 'NoModelError', 'OrderError', 'OrderInvalid', 'OrderConflict', 'OrderDenied',
            'IllegalTransition', 'ReconciliationBreak', 'RunFailed', 'one_line']
 
 # %% ../../nbs/core/01_errors.ipynb #bbc42b37
@@ -53,6 +53,10 @@ class BrokerUnavailable(DependencyError):
 class PortTaken(DependencyError):
     "A server cannot listen where it was told to."
 
+
+class RunBusy(DependencyError):
+    "Another process works on the same strategy and date."
+
 # %% ../../nbs/core/01_errors.ipynb #d246c8ef
 class DataError(TradenbError):
     "Market data that cannot be used."
@@ -70,6 +74,9 @@ class QualityError(DataError):
 
 class FreshnessError(DataError):
     "The newest data is older than the calendar says it must be."
+
+    gate: Any = None  # What the gate found in data that was clean enough, and too old: `market.quality.GateResult`
+    freshness: Any = None  # Who is late, where that was measured: `market.freshness.Freshness`
 
 
 class LakeError(DataError):
