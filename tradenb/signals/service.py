@@ -31,7 +31,7 @@ from ..market.lake import open_lake
 from ..models.registry import LoadedModel, open_registry
 from ..portfolio.constructors import constructor
 from ..portfolio.weights import Constructor
-from .generator import SignalSet, signals
+from .generator import SignalSet, digests, signals
 from .holder import ModelHolder, Repeated, Served
 from .monitor import Monitor
 from .reader import MarketReader, View
@@ -41,8 +41,8 @@ __all__ = ['Day', 'Symbol', 'Names', 'Version', 'Share', 'LEFT_OUT', 'REFUSALS',
            'Kept', 'LeftOut', 'Metadata', 'GenerateResponse', 'names_to_rank', 'rule', 'answer', 'left_out', 'to_json',
            'Problem', 'refusals', 'ModelInfo', 'ModelTrouble', 'DataHealth', 'Moved', 'Watch', 'Health', 'Compared',
            'Shadow', 'Reloaded', 'model_info', 'model_error', 'data_health', 'watch_of', 'Desk', 'open_desk',
-           'create_app', 'add_health', 'plain', 'respond', 'add_signals', 'add_model', 'shadow_of', 'add_gauges',
-           'watched', 'closed']
+           'create_app', 'add_health', 'plain', 'told', 'respond', 'add_signals', 'add_model', 'shadow_of',
+           'add_gauges', 'watched', 'closed']
 
 # %% ../../nbs/signals/05_service.ipynb #5db585b4
 def _iso(value: object) -> object:
@@ -81,6 +81,7 @@ class GenerateRequest(BaseModel):
     )
     cash: Share | None = Field(None, description="share of the capital in cash; null: what is not held")
     vintage: dict[str, Version] | None = Field(None, description="lake table → version; null: the newest")
+    digests: bool = Field(False, description="tell what stands for the features, predictions and weights, for a replay")
 
 # %% ../../nbs/signals/05_service.ipynb #38c54e0e
 class Signal(BaseModel):
@@ -120,6 +121,10 @@ class Metadata(BaseModel):
     generated_at: datetime
     num_signals: int
     vintage: dict[str, int]
+    digests: dict[str, Any] | None = Field(
+        None,
+        description="SHA-256: model, features, predictions, weights; by_feature and by_symbol; null: not asked for",
+    )
 
 
 class GenerateResponse(BaseModel):
@@ -459,27 +464,41 @@ PLAIN_NAMES = 2_000  # more of them take longer than others should wait
 
 def plain(desk: Desk, model: LoadedModel, ask: GenerateRequest, made: Constructor) -> bool:
     "Is this a question of a few milliseconds?"
-    if ask.vintage is not None or ask.held is not None or len(ask.symbols or ()) > PLAIN_NAMES:
+    if ask.vintage is not None or ask.held is not None or ask.digests or len(ask.symbols or ()) > PLAIN_NAMES:
         return False
     return not made.needs and desk.market.warm(ask.as_of_date, model.features)
+
+
+def told(
+    settings: Settings,
+    at: datetime,
+    model: LoadedModel,
+    market: MarketReader,
+    ask: GenerateRequest,
+    asked: tuple[Portfolio, Constructor],  # the `rule` of the question
+) -> tuple[SignalSet, View, str]:  # the signals, what was read, and both as the JSON of a `GenerateResponse`
+    "A whole answer. The service gives it today, and a replay once more."
+    found, without, view = answer(model, market, ask, *asked)
+    marks = digests(model, market.inputs(view, found.as_of, model.features), found) if ask.digests else None
+    metadata = Metadata(
+        model_version=model.version, strategy_name=settings.run.strategy, constructor=asked[0].constructor, as_of_date=found.as_of,
+        generated_at=at, num_signals=found.signals.height, vintage=dict(view.vintage), digests=marks,
+    )  # fmt: skip
+    return found, view, to_json(found, without, metadata)
 
 
 def respond(
     desk: Desk, model: LoadedModel, ask: GenerateRequest, asked: tuple[Portfolio, Constructor], made: Counter
 ) -> Response:
     "The answer of one model, as JSON."
-    found, without, view = answer(model, desk.market, ask, *asked)
+    found, view, text = told(desk.settings, desk.clock.now(), model, desk.market, ask, asked)
     made.inc(found.signals.height)
     get_logger().info(
         "signals_generated", model_version=model.version, as_of=str(found.as_of), names=found.signals.height
     )
     if desk.monitor.answered(view, found.as_of):
         desk.background.wake()
-    metadata = Metadata(
-        model_version=model.version, strategy_name=desk.settings.run.strategy, constructor=asked[0].constructor, as_of_date=found.as_of,
-        generated_at=desk.clock.now(), num_signals=found.signals.height, vintage=dict(view.vintage),
-    )  # fmt: skip
-    return Response(to_json(found, without, metadata), media_type="application/json")
+    return Response(text, media_type="application/json")
 
 
 def add_signals(app: FastAPI, desk: Desk) -> None:
