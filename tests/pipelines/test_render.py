@@ -1,19 +1,14 @@
 "Pages: self-contained, readable, escaped, and calm when a stage has failed."
 
 import re
-from datetime import date, timedelta
-from decimal import Decimal
-from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from pipelines.engine import run_notebook
-from pipelines.render import IndexRow, external_requests, link, render, write_index
+from pipelines.render import external_requests, link, render
 from tradenb.core.errors import FreshnessError, RunFailed
 from tradenb.core.report import CSS
 
@@ -109,67 +104,6 @@ def test_plain_matplotlib_figures_are_embedded(tmp_path: Path) -> None:
 )
 def test_the_check_for_external_requests_finds_one(html: str) -> None:
     assert len(external_requests(html)) == 1
-
-
-def row(day: int, **values: object) -> IndexRow:
-    base = {"status": "completed", "pnl": Decimal("12.50"), "equity": Decimal(1000000 + day), "orders": 40, "fills": 40}
-    at = date(2024, 1, 1) + timedelta(days=day)
-    return IndexRow(at, f"run-{day}", address=f"{at}/run-{day}/index.html", **(base | values))  # type: ignore[arg-type]
-
-
-def test_the_index_lists_the_newest_run_first_and_links_to_it(tmp_path: Path) -> None:
-    html = write_index(tmp_path, [row(1), row(3), row(2)]).read_text()
-    places = [html.index(f">run-{day}<") for day in (3, 2, 1)]
-    assert places == sorted(places)
-    assert '<a href="2024-01-04/run-3/index.html">run-3</a>' in html
-    assert html.count("<svg") == 2
-    assert external_requests(html) == []
-
-
-def test_an_index_without_runs_and_one_with_a_failed_run_alone_are_pages_too(tmp_path: Path) -> None:
-    assert "no run yet" in write_index(tmp_path, []).read_text()
-    failed = row(1, status="failed", pnl=None, equity=None, orders=None, fills=None)
-    assert '<span class="badge red">failed</span>' in write_index(tmp_path, [failed]).read_text()
-
-
-class Texts(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-        self.tags: list[str] = []
-
-    def handle_data(self, data: str) -> None:
-        self.seen.append(data)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1))
-def test_no_run_id_or_status_can_inject_markup(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    folder = tmp_path_factory.mktemp("runs")
-    plain, odd = Texts(), Texts()
-    plain.feed(write_index(folder, [IndexRow(date(2024, 1, 2), "x", "x", "x")]).read_text())
-    odd.feed(write_index(folder, [IndexRow(date(2024, 1, 2), text, text, text)]).read_text())
-    assert odd.tags == plain.tags
-    assert text in "".join(odd.seen)
-
-
-def test_the_index_begins_with_how_the_newest_run_went(tmp_path: Path) -> None:
-    failed = row(3, status="failed", pnl=None, equity=None, orders=None, fills=None)
-    html = write_index(tmp_path, [row(1), failed, row(2)]).read_text()
-    assert "The newest run, for 2024-01-04, failed" in html
-    assert '<div class="tn-verdict tn-red">' in html
-    assert "<tr class=tn-bad><td class=tn-l>2024-01-04" in html
-    assert "for 2024-01-02, completed." in write_index(tmp_path, [row(1)]).read_text()
-
-
-def test_the_index_shows_no_figures_that_no_run_has_earned(tmp_path: Path) -> None:
-    failed = row(1, status="failed", pnl=None, equity=None, orders=None, fills=None)
-    html = write_index(tmp_path, [failed]).read_text()
-    assert not any(figure in html for figure in ("$0.00", "0 of 0", "tn-tile><"))
-    assert "<svg" not in write_index(tmp_path, [row(1), failed]).read_text()
 
 
 def test_the_navigation_calls_the_stages_what_their_pages_are_called(tmp_path: Path) -> None:
