@@ -29,6 +29,7 @@ from papermill.execute import execute_notebook
 from papermill.iorw import LocalHandler, papermill_io
 
 from tradenb.core.errors import ConfigError, RunFailed, TradenbError
+from tradenb.trading.troubles import kind_of
 
 IN_PROCESS = "in-process"
 EngineName = Literal["in-process", "kernel"]
@@ -113,7 +114,7 @@ def _require_json(source: Path, name: str, value: Any) -> None:
 
 def _in_one_line(source: Path, error: PapermillExecutionError, injected: bool) -> TradenbError:
     "The failure with its place in the source, which lacks the cell of injected parameters."
-    kind = error_class(error.ename)
+    kind = kind_of(error.ename, str(error.evalue)) or error_class(error.ename)
     lines = [line.strip() for line in str(error.evalue).splitlines() if line.strip()]
     cause = lines[0] if lines else error.ename
     cause = cause if kind or not lines else f"{error.ename}: {cause}"

@@ -1,5 +1,6 @@
 "One plan per run, one order never stops the others, and the verdict follows from what became of them."
 
+import threading
 from datetime import date
 from decimal import Decimal
 
@@ -9,12 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tradenb.core.clock import sleep
-from tradenb.core.errors import BrokerUnavailable, OrderInvalid, RunFailed, ServiceUnavailable
+from tradenb.core.errors import BrokerUnavailable, DependencyError, OrderInvalid, RunFailed, ServiceUnavailable
 from tradenb.portfolio.sizing import size_orders
+from tradenb.trading.clients import AnswerUnclear
 from tradenb.trading.orchestrator import (
     FINAL,
     GOOD,
+    PATIENCE,
     Before,
+    Leg,
     book_of,
     intent_of,
     keep_plan,
@@ -131,14 +135,65 @@ def test_a_wave_is_answered_before_the_next_one_leaves(plan, concurrency):
     assert {"buy"} not in sides or {"sell"} not in sides[sides.index({"buy"}) :]
 
 
-@pytest.mark.parametrize("kind", [ServiceUnavailable, BrokerUnavailable])
-def test_a_gateway_that_is_gone_stops_the_sending(kind):
+@pytest.mark.parametrize("kind", [ServiceUnavailable, DependencyError, BrokerUnavailable])
+def test_a_gateway_that_is_gone_and_a_broker_whom_nobody_reaches_end_the_sending(kind):
     def submit(body):
         raise kind("gone")
 
     for concurrency in (1, 8):
-        with pytest.raises(kind):
+        with pytest.raises(kind, match="gone"):
             send_plan(some_plan, submit, lambda leg: {}, concurrency=concurrency)
+
+
+outcomes = st.sampled_from(["accepted", "refused", "away", "unclear"])
+FAILURES = {"refused": OrderInvalid, "away": BrokerUnavailable, "unclear": AnswerUnclear}
+
+
+@settings(deadline=None)
+@given(plan=plans, told=st.lists(outcomes, min_size=40, max_size=40), concurrency=st.sampled_from([1, 4]))
+def test_orders_in_doubt_are_asked_for_once_more_when_all_have_left_and_stop_nobody(plan, told, concurrency):
+    tried: list[Leg] = []
+    heard: dict[Leg, str] = {}
+    lock = threading.Lock()
+
+    def submit(leg):
+        with lock:
+            outcome = told[len(tried)] if len(tried) else "accepted"  # the first gets through: the broker is there
+            tried.append(leg)
+            heard[leg] = outcome
+        if outcome in FAILURES:
+            raise FAILURES[outcome](f"{outcome} {leg.order.symbol}")
+        return {"status": "accepted"}
+
+    orders = [leg for leg in plan if leg.client_order_id]
+    sent = send_plan(plan, submit, lambda leg: leg, concurrency=concurrency)
+    assert [one.leg for one in sent] == orders
+    assert sorted(map(id, tried[: len(orders)])) == sorted(map(id, orders))
+    again = tried[len(orders) :]
+    assert len(set(again)) == len(again)
+    words = {"accepted": "accepted", "refused": "failed", "away": "unknown", "unclear": "unknown"}
+    assert [one.status for one in sent] == [words[heard[one.leg]] for one in sent]
+    assert all(one.leg.order.symbol in one.detail for one in sent if one.status != "accepted")
+
+
+def test_after_so_many_orders_without_an_answer_no_more_are_sent():
+    names = [f"S{i:03}" for i in range(200)]
+    rows = [dict(symbol=s, predicted_return=0.1, rank=i, target_weight=0.1) for i, s in enumerate(names, 1)]
+    prices = dict.fromkeys(names, Decimal(20))
+    plan = make_plan(size_orders(pl.DataFrame(rows), prices, {}, Decimal(100_000)), "test", DAY, "close")
+    for concurrency in (1, 4):
+        tried = []
+
+        def submit(body, tried=tried):
+            tried.append(body)
+            sleep(0.001)
+            if len(tried) > 30:
+                raise BrokerUnavailable("timed out")
+            return {"status": "accepted"}
+
+        with pytest.raises(BrokerUnavailable, match=f"the outcome of {PATIENCE} orders in a row is unknown"):
+            send_plan(plan, submit, lambda leg: {}, concurrency=concurrency)
+        assert len(tried) <= 30 + PATIENCE + 3 * concurrency
 
 
 @given(st.lists(st.sampled_from([*FINAL, "failed", "accepted", "partially_filled", "unknown"])))
