@@ -7,7 +7,7 @@ __all__ = ['NOT_ASKED', 'OWNER', 'AnswerUnclear', 'Client', 'fallback_of', 'prob
            'OrchestratorClient', 'ExchangeClient']
 
 # %% ../../nbs/trading/02_clients.ipynb #8c6fc18f
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
@@ -121,6 +121,12 @@ class ExecutionClient(Client):
     def positions(self) -> list[dict[str, Any]]:
         "What is held, with prices and P&L."
         return _rows(self.call("GET", "/api/v1/positions"), "positions")
+
+    def bars(self, day: date, symbols: Sequence[str]) -> list[dict[str, Any]]:
+        "Open, close and volume of a session, of those symbols that traded in it, as the broker has them."
+        asked = [symbols[at : at + 500] for at in range(0, len(symbols), 500)]
+        pages = (self.call("GET", "/api/v1/bars", params={"date": str(day), "symbols": ",".join(s)}) for s in asked)
+        return [row for page in pages for row in page["bars"]]
 
     def account(self) -> dict[str, Any]:
         "Cash and equity."
