@@ -664,7 +664,7 @@ def test_orders_are_counted_under_their_path(serve):
     lines = httpx.get(f"{exchange.url}/metrics").text.splitlines()
     for method in ("POST", "GET"):
         (count,) = (
-            line for line in lines if line.startswith("http_request_duration_seconds_count") and f'"{method}"' in line
+            line for line in lines if line.startswith("tradenb_http_request_duration_seconds_count") and f'"{method}"' in line
         )
         assert "/orders" in count
 

@@ -187,7 +187,7 @@ def test_the_same_order_from_many_clients_is_one_order(client: httpx.Client, mar
 
 def test_metrics_count_orders_and_messages(client: httpx.Client) -> None:
     client.post("/api/v1/orders", json=BODY)
-    assert 'orders_total{status="' in client.get("/metrics").text
+    assert 'tradenb_orders_total{status="' in client.get("/metrics").text
 
 
 def test_without_keys_the_service_does_not_start(
@@ -236,7 +236,7 @@ def test_what_is_denied_is_kept_with_its_numbers(client: httpx.Client) -> None:
     assert kept["numbers"]
     assert client.get("/api/v1/denials", params={"run_id": "r8"}).json() == {"denials": [], "total": 0}
     assert client.get("/api/v1/orders").json()["total"] == 0
-    assert f'denials_total{{code="{code}"}} 1.0' in client.get("/metrics").text
+    assert f'tradenb_denials_total{{code="{code}"}} 1.0' in client.get("/metrics").text
 
 
 def test_the_kill_switch_blocks_cancels_flattens_and_is_released(
@@ -306,7 +306,7 @@ def test_the_books_are_compared_by_themselves(
         assert health()["status"] == "degraded"
         market.up(port)
         eventually(lambda: (health()["reconciliation"] or {}).get("matched") is True)
-        assert "books_differences 0.0" in httpx.get(f"{url}/metrics").text
+        assert "tradenb_reconciliation_differences 0.0" in httpx.get(f"{url}/metrics").text
 
 
 def test_history_shows_positions_as_runs_left_them(client: httpx.Client, database_url: str) -> None:

@@ -85,9 +85,9 @@ def test_the_watch_is_in_health_and_metrics(house, client):
     health = client.get("/health").json()
     assert health["status"] == "ok" and set(health["watch"]) >= {"worst", "realised_rank_ic", "warnings"}
     lines = client.get("/metrics").text
-    assert f"signals_model_version {float(house.versions[0])}" in lines
-    assert "signals_model_trouble_since NaN" in lines
-    assert "signals_realised_rank_ic NaN" in lines  # no session after the training has its label
+    assert f"tradenb_model_version {float(house.versions[0])}" in lines
+    assert "tradenb_model_trouble_timestamp_seconds NaN" in lines
+    assert "tradenb_model_rank_ic NaN" in lines  # no session after the training has its label
 
 
 def test_measures_are_taken_once_per_model_and_vintage(house):

@@ -150,7 +150,7 @@ def test_liveness_health_and_model_tell_what_is_served(house, client):
     assert health.json()["data"] == {"vintage": house.lake.vintage(), "last_session": str(AS_OF), "error": None}
     info = client.get("/api/v1/model/info").json()
     assert (info["version"], info["num_features"], info["tags"]["activated_by"]) == (house.versions[0], 158, "test")
-    assert "signals_generated_total" in client.get("/metrics").text
+    assert "tradenb_signals_generated_total" in client.get("/metrics").text
 
 
 def test_without_a_model_and_data_it_starts_and_says_so(tmp_path, house):

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['MOST_DIGITS', 'SIDES', 'KINDS', 'MOVES_SHARES', 'AFTER', 'Outcome', 'LONGEST_WAIT_S', 'JUDGED', 'MOST_BYTES', 'CHUNK',
-           'PAPER_URL', 'LIVE_URL', 'DATA_URL', 'T', 'PAGE', 'ORDERS_PAGE', 'MALFORMED', 'Look', 'BrokerOrder',
+           'Told', 'PAPER_URL', 'LIVE_URL', 'DATA_URL', 'T', 'PAGE', 'ORDERS_PAGE', 'MALFORMED', 'Look', 'BrokerOrder',
            'BrokerPosition', 'BrokerAccount', 'MarketClock', 'MarketDay', 'Asset', 'brief', 'decimal', 'amount',
            'at_least_0', 'word', 'instant', 'moment', 'broker_order', 'broker_position', 'broker_account', 'kind_of',
            'goes_on', 'fill_of', 'effective', 'event_of', 'entry_of', 'Confirmed', 'Rejected', 'Unresolved', 'Denied',
            'Refused', 'Unclear', 'patience', 'judgement', 'answered', 'Session', 'listed', 'alpaca_client', 'wire',
-           'Calls', 'Withheld', 'same', 'Submitting', 'dated', 'ratio_of', 'MarketData', 'batched', 'nothing', 'Broker',
-           'lines_of', 'require_account']
+           'Calls', 'Withheld', 'same', 'Submitting', 'dated', 'printed', 'ratio_of', 'MarketData', 'batched',
+           'nothing', 'Broker', 'lines_of', 'require_account']
 
 # %% ../../nbs/execution/07_broker.ipynb #2ee7aa8a
 import json
@@ -31,6 +31,7 @@ from tenacity import RetryCallState, Retrying, stop_after_attempt
 from ..core.clock import NEW_YORK, Stopwatch, new_york, sleep
 from ..core.errors import BrokerUnavailable, ConfigError
 from ..core.logs import get_logger
+from ..core.tracing import leaving
 from .controls import Denial
 from .entries import CashEvent, Entry, Fill
 from .intents import StoredOrder
@@ -398,11 +399,19 @@ def answered(raw: Any, url: str, longest_s: float) -> requests.Response:
     return response
 
 
+Told = Callable[[int, float], None]  # HTTP status, 0 for no answer; seconds
+
+
+def _untold(status: int, seconds: float) -> None: ...
+
+
 class Session(requests.Session):
     "A session that costs little and never waits for ever"
 
+    told: Told  # hears of every request
+
     def __init__(self, timeout_s: float, connections: int = 64):
-        self.timeout_s, self._mounted = timeout_s, True
+        self.timeout_s, self._mounted, self.told = timeout_s, True, _untold
         super().__init__()
         self.trust_env, self._mounted = False, False
         patience = urllib3.Timeout(connect=timeout_s, read=timeout_s)
@@ -420,10 +429,20 @@ class Session(requests.Session):
         self._pool.clear()
 
     def request(self, method: str, url: str, **options: Any) -> requests.Response:  # type: ignore[override]
-        "One request, without redirects, cookies or repeats; errors are those of `requests`"
+        "One request under the present trace, measured; without redirects, cookies or repeats; errors are those of `requests`"
+        options["headers"] = {**(options.get("headers") or {}), **leaving()}
+        watch, status = Stopwatch(), 0
+        try:
+            response = self._request(method, url, **options)
+            status = response.status_code
+            return response
+        finally:
+            self.told(status, watch.seconds)
+
+    def _request(self, method: str, url: str, **options: Any) -> requests.Response:
         if self._mounted:
             return super().request(method, url, timeout=self.timeout_s, **options)
-        headers, body = dict(options.get("headers") or {}), options.get("json")
+        headers, body = options["headers"], options.get("json")
         if query := options.get("params"):
             url += "?" + (query if isinstance(query, str) else urlencode(listed(query)))
         if body is not None:
@@ -625,6 +644,11 @@ def dated(bar: Mapping[str, Any]) -> tuple[date, Decimal, Decimal]:
     return instant(bar["t"]).astimezone(NEW_YORK).date(), amount(bar, "c"), amount(bar, "v")
 
 
+def printed(bar: Mapping[str, Any], day: date) -> tuple[Decimal, Decimal, Decimal] | None:
+    "Open, close and volume of a daily bar; none when it is of another day"
+    return (amount(bar, "o"), amount(bar, "c"), amount(bar, "v")) if dated(bar)[0] == day else None
+
+
 def ratio_of(action: Mapping[str, Any], kind: str) -> tuple[str, tuple[date, Decimal]]:
     "A split or a stock dividend: symbol, ex-date, new shares per old one"
     at = date.fromisoformat(word(action, "ex_date")[:10])
@@ -671,6 +695,18 @@ class MarketData(Submitting):
             for page in self._data_pages("/stocks/bars", asked):
                 for symbol, bars in (page.get("bars") or {}).items():
                     found.setdefault(symbol, []).extend(self.sense(bars, dated))
+        return found
+
+    def session_bars(self, symbols: Iterable[str], day: date) -> dict[str, tuple[Decimal, Decimal, Decimal]]:
+        "Open, close and volume of one session as printed, of those symbols that traded in it"
+        found: dict[str, tuple[Decimal, Decimal, Decimal]] = {}
+        query = {"timeframe": "1Day", "start": day.isoformat(), "end": day.isoformat(), "limit": 10_000}
+        for names in batched(symbols):
+            asked = {"symbols": ",".join(names), "adjustment": "raw"} | query
+            for page in self._data_pages("/stocks/bars", asked):
+                for symbol, bars in (page.get("bars") or {}).items():
+                    if bar := next(filter(None, self.sense(bars, partial(printed, day=day))), None):
+                        found[symbol] = bar
         return found
 
     def splits(self, start: date, end: date) -> dict[str, list[tuple[date, Decimal]]]:  # ex-date, new shares per old
