@@ -44,10 +44,12 @@ def books_of(settings: "Settings") -> "Books":
     "The database of the settings, by a connection that waits for nobody"
     from tradenb.core.clock import SystemClock
     from tradenb.core.db import default_url
+    from tradenb.core.notify import halt_teller
     from tradenb.execution.kill import Books, open_books
 
     named = settings.core.database_url
-    return Books(open_books(named.get_secret_value() if named else default_url(settings.root)), SystemClock())
+    engine = open_books(named.get_secret_value() if named else default_url(settings.root))
+    return Books(engine, SystemClock(), halt_teller(settings))
 
 
 def kill_of(settings: "Settings", scope: str) -> "Kill":

@@ -6,7 +6,7 @@
 __all__ = ['FORBIDS', 'T', 'TYPES', 'SENDING', 'SENT', 'PARTLY', 'FAILED', 'LATE', 'THROTTLED', 'UNSENT', 'OFF', 'HEARD',
            'UNHEARD', 'STORM', 'LOCK', 'KEY', 'Kind', 'Message', 'run_ended', 'run_failed', 'halted', 'page_link',
            'at_once', 'Reasons', 'without_tokens', 'deliver', 'addresses', 'Claim', 'claim', 'books', 'Channels',
-           'Recorded', 'Notifier', 'notifier_of', 'settle', 'told', 'undelivered']
+           'Recorded', 'Notifier', 'notifier_of', 'halt_teller', 'settle', 'told', 'undelivered']
 
 # %% ../../nbs/core/13_notify.ipynb #835af30d
 import atexit
@@ -212,17 +212,15 @@ def deliver(
             return f"no address that Apprise knows ({url.partition('://')[0][:20]}://…)"
         channel.socket_connect_timeout = channel.socket_read_timeout = timeout_s
         to = Apprise([channel], asset=asset)
-        if to.notify(message.body, message.title, TYPES[message.kind], body_format=NotifyFormat.TEXT):
+        if to.notify(message.body or message.title, message.title, TYPES[message.kind], body_format=NotifyFormat.TEXT):
             return ""
     why = "; ".join(reasons.lines) or "it was not taken"
     return f"{channel.service_name}: {without_tokens(why, url, channel.host or '')}"[:300]
 
 
-def addresses(value: str) -> list[str]:
-    "Apprise addresses from a text that separates them by blanks or commas"
-    from apprise.utils.parse import parse_urls
-
-    return parse_urls(value) or value.split()
+def addresses(value: str) -> tuple[str, ...]:
+    "Apprise addresses from a text that separates them by blanks or commas; an address may itself hold commas"
+    return tuple(part for part in re.split(r"[\s,]+(?=[\w+.-]+://)", value.strip(" ,\n")) if part)
 
 # %% ../../nbs/core/13_notify.ipynb #ea39e742
 SENDING, SENT, PARTLY, FAILED, LATE = "sending", "sent", "partly", "failed", "late"
@@ -423,12 +421,18 @@ def notifier_of(
     named, wanted = settings.core.database_url, settings.notify
     return Notifier(
         named.get_secret_value() if named else default_url(settings.root),
-        tuple(addresses(wanted.urls.get_secret_value())) if wanted.urls else (),
+        addresses(wanted.urls.get_secret_value()) if wanted.urls else (),
         tuple(wanted.on),
         timedelta(minutes=wanted.throttle_minutes),
         wanted.timeout_s,
         clock or SystemClock(),
     )
+
+# %% ../../nbs/core/13_notify.ipynb #904deace
+def halt_teller(settings: Settings) -> Callable[[Any], object]:
+    "Tells each turn of the kill switch; never blocks, never raises"
+    notifier = notifier_of(settings)
+    return lambda row: notifier.post(halted(row))
 
 # %% ../../nbs/core/13_notify.ipynb #36b43ab8
 def settle(

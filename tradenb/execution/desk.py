@@ -26,6 +26,7 @@ from sqlalchemy import Engine
 from ..core.clock import Clock
 from ..core.errors import BrokerUnavailable, ConfigError, ServiceUnavailable, TradenbError, one_line
 from ..core.logs import get_logger
+from ..core.notify import halt_teller
 from ..core.settings import Settings, variable
 from .broker import Broker, Unclear, alpaca_client, require_account
 from .gateway import Gateway
@@ -259,7 +260,7 @@ def make_desk(settings: Settings, clock: Clock, engine: Engine, broker_url: str 
     "Join the parts; `ConfigError` without the broker's keys"
     execution, url = settings.execution, (broker_url or broker_address(settings)).rstrip("/")
     key_id, secret = keys_of(settings)
-    held, door, switch = ExitStack(), Door(), Switch(engine, clock)
+    held, door, switch = ExitStack(), Door(), Switch(engine, clock, halt_teller(settings))
     client, rng = alpaca_client(url, key_id, secret, execution.timeout_s), random.Random(settings.core.seed)
     data_url = data_address(settings)
     broker = Broker(client, url, execution.attempts, execution.backoff_s, rng, sleep=door.wait, data_url=data_url)

@@ -91,9 +91,9 @@ def open_books(url: str) -> Engine:
 class Books:
     "The database, as far as it answers"
 
-    def __init__(self, engine: Engine, clock: Clock):
+    def __init__(self, engine: Engine, clock: Clock, tell: Callable[[Engaged], object] = lambda row: None):
         self.engine, self.clock = engine, clock
-        self.ledger, self.switch = Ledger(engine, clock), Switch(engine, clock)
+        self.ledger, self.switch = Ledger(engine, clock), Switch(engine, clock, tell)
         self.writable = True
 
     def ask(self, done: Done, what: str, call: Callable[[], T], default: T) -> T:

@@ -7,7 +7,7 @@ __all__ = ['EVERYTHING', 'KINDS', 'ADMISSION', 'Level', 'level_of', 'scope_of', 
            'admission_lock', 'in_force', 'Board', 'Setting', 'Switch']
 
 # %% ../../nbs/execution/11_switch.ipynb #153f3d87
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -123,8 +123,9 @@ class Board:
         self,
         engine: Engine,  # migrated, see `tradenb.core.db`
         clock: Clock,
+        tell: Callable[[Engaged], object] = lambda row: None,  # hears each turn; must neither wait nor raise
     ):
-        self.engine, self.clock = engine, clock
+        self.engine, self.clock, self.tell = engine, clock, tell
         single = {} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}  # saves two round trips
         self._reader = engine.execution_options(**single)
 
@@ -154,8 +155,9 @@ class Board:
         }
         row |= {"at": self.clock.now(), "trace_id": current_trace_id()}
         get_logger("execution").warning("kill_switch", scope=scope, level=level.value, who=row["who"], why=row["why"])
-        made = connection.execute(db.kill_switch.insert().returning(db.kill_switch), row)
-        return _engaged(made.one())
+        made = _engaged(connection.execute(db.kill_switch.insert().returning(db.kill_switch), row).one())
+        self.tell(made)
+        return made
 
 # %% ../../nbs/execution/11_switch.ipynb #065c7c7a
 class Setting(Board):
