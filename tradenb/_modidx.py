@@ -1082,6 +1082,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'tradenb/exchange/service.py'),
                                           'tradenb.exchange.service.most_shares': ( 'exchange/service.html#most_shares',
                                                                                     'tradenb/exchange/service.py'),
+                                          'tradenb.exchange.service.numbers': ( 'exchange/service.html#numbers',
+                                                                                'tradenb/exchange/service.py'),
                                           'tradenb.exchange.service.open_paper': ( 'exchange/service.html#open_paper',
                                                                                    'tradenb/exchange/service.py'),
                                           'tradenb.exchange.service.run_clock': ( 'exchange/service.html#run_clock',

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['NOT_OFFERED', 'PAPER', 'OPEN', 'TICK_S', 'Problem', 'error', 'code_of', 'Honest', 'Rate', 'Door', 'Step', 'Pace',
            'horizon', 'run_clock', 'clock_router', 'NewAccount', 'Opened', 'account_told', 'accounts_router',
-           'faults_told', 'faults_router', 'most_shares', 'veto', 'open_paper', 'create_app', 'shorten',
+           'faults_told', 'faults_router', 'most_shares', 'veto', 'open_paper', 'create_app', 'numbers', 'shorten',
            'from_settings']
 
 # %% ../../nbs/exchange/16_service.ipynb #d5560b1b
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_DOWN, Decimal
@@ -28,12 +29,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route, WebSocketRoute
 
-from ..core import web
+from ..core import metrics, web
 from ..core.calendar import FIRST_DAY, LAST_DAY, next_session, session
 from ..core.clock import Stopwatch
 from ..core.errors import ConfigError, TradenbError, one_line
-from ..core.logs import get_logger
+from ..core.logs import bind, get_logger
 from ..core.settings import Settings
+from ..core.tracing import arriving
 from . import venue as floor
 from .accounts import key_hash
 from .books import Book, Venue, book_for, open_account, set_keys, set_multiplier, value
@@ -179,6 +181,10 @@ class Door:
         scope["book"], scope["account"] = book, book.name
 
     async def _refuse(self, refused: Reject, receive: Any, send: Any, scope: Any) -> None:
+        with bind(trace_id=arriving(scope["headers"])[0]):
+            get_logger("exchange").warning(
+                "request_refused", path=scope["path"], status=refused.status, detail=refused.message
+            )
         wait = refused.extra.get("retry_after")
         headers = {"retry-after": wait} if wait else {}
         await error(refused.status, refused.code, refused.message, headers)(scope, receive, send)
@@ -411,7 +417,20 @@ def create_app(
     _listen(app, venue, faults)
     _mount(app, venue, pace, faults, (Decimal(cash), Decimal(multiplier)))
     _guard(app, venue, faults, Rate(rate_limit))
+    metrics.table(app.state.registry, lambda: numbers(app))
     return app
+
+
+def numbers(app: FastAPI) -> Iterator[metrics.Row]:
+    "What the exchange tells when it is asked for its metrics."
+    venue, faults = app.state.venue, app.state.faults
+    yield "tradenb_exchange_accounts", (), len(venue.books)
+    yield "tradenb_exchange_open_orders", (), sum(len(book.working) for book in venue.books.values())
+    yield "tradenb_exchange_stream_listeners", (), app.state.hub.count
+    yield "tradenb_exchange_clock_timestamp_seconds", (), venue.now.timestamp()
+    done = Counter(fault.kind.value for fault in tuple(faults.done))
+    for kind in FaultKind:
+        yield "tradenb_exchange_faults_total", (kind.value,), done[kind.value]
 
 
 def _lifespan(venue: Venue, pace: Pace) -> web.Lifespan:

@@ -15,7 +15,7 @@ import httpx
 
 import tradenb.core.errors as errors
 from ..core.errors import RunFailed, ServiceUnavailable, TradenbError, one_line
-from ..core.logs import current_trace_id
+from ..core.tracing import leaving
 
 # %% ../../nbs/trading/02_clients.ipynb #4d1e1732
 class AnswerUnclear(ServiceUnavailable):
@@ -40,9 +40,8 @@ class Client:
 
     def call(self, method: str, path: str, **options: Any) -> Any:
         "The JSON answer; raises what the service raised."
-        headers = {"X-Trace-ID": trace} if (trace := current_trace_id()) else {}
         try:
-            answer = self._http.request(method, path, headers=headers, **options)
+            answer = self._http.request(method, path, headers=leaving(), **options)
         except httpx.HTTPError as error:
             kind = ServiceUnavailable if isinstance(error, NOT_ASKED) else AnswerUnclear
             raise kind(f"the {self.name} service at {self.url} does not answer: {one_line(error)}") from error
