@@ -1,28 +1,31 @@
-"""A day from beginning to end, as the command line and the backfill run it.
+"""A day from beginning to end, as the command line, the scheduler and a backfill run it.
 
 1. One run at a time per data root: an operating-system lock.
 2. The trade date is checked against calendar and source, and the feature set is read, before anything starts.
-3. Services without an address start in this process; all must be healthy before the first stage.
-4. The flow `daily` runs the stages; the summary and the index over all runs are written however it ends.
+3. The flow `daily` does the rest: services without an address start in its process, the stages run, and the summary is written however it ends.
+4. The index over all runs is written last.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import date
-from decimal import Decimal
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, Row
 
-from tradenb.core.calendar import require_session, sessions
+from pipelines.index import refresh_index
+from tradenb.core.calendar import is_session, next_session, require_session, session, sessions
+from tradenb.core.clock import NEW_YORK, Clock, SystemClock
 from tradenb.core.db import connect, migrate
-from tradenb.core.errors import InputError
+from tradenb.core.errors import DependencyError, InputError
 from tradenb.core.progress import say
-from tradenb.core.settings import Settings
+from tradenb.core.settings import SECRETS, Settings, load, variable
 from tradenb.trading import records
-from tradenb.trading.run import alone, default_trade_date, start_run
+from tradenb.trading.run import alone, default_trade_date
 from tradenb.trading.service import database_url
 from tradenb.trading.services import check_health, running
 
@@ -41,18 +44,54 @@ class DayResult:
     error: str | None
 
 
-def choose_date(settings: Settings, asked: date | None) -> date:
-    "The session to trade in: the one asked for, else the one after the last finished run's. `InputError` where that cannot be."
+class NoSession(InputError):
+    "There is nothing to trade today, and nothing wrong with that."
+
+
+class Busy(DependencyError):
+    "Another run is using the data root."
+
+
+# ---- the date
+
+
+def choose_date(settings: Settings, asked: date | None, clock: Clock | None = None) -> date:
+    "The session to trade in: the one asked for, today's with a real broker, else the one after the last finished run's. `InputError` where that cannot be."
     from tradenb.market.catalog import open_source
 
+    simulated = settings.execution.broker == "exchange"
     day = require_session(asked) if asked else None
+    if day is None and not simulated:
+        day = todays_session(settings, (clock or SystemClock()).now())
     source = open_source(settings)
     day = day or next_trade_date(settings, source)
-    if not source.first_date < day <= source.last_date:
+    last = source.last_date if simulated else next_session(source.last_date)  # a real session has no bar yet
+    if not source.first_date < day <= last:
         raise InputError(
             f"{day} lies outside the {source.name} source, which has {source.first_date} to {source.last_date}"
         )
     return day
+
+
+def todays_session(settings: Settings, now: datetime) -> date:
+    "Today, where it is a session that is not over or a run of it was begun; `NoSession` names the next one."
+    today = now.astimezone(NEW_YORK).date()
+    if not is_session(today):
+        raise NoSession(f"{today} is no session of the NYSE: the next one is {next_session(today)}")
+    if now >= session(today).close and not begun(settings, today):
+        raise NoSession(
+            f"the session of {today} closed at {session(today).close.astimezone(NEW_YORK):%H:%M} in New York: the next one is {next_session(today)}"
+        )
+    return today
+
+
+def begun(settings: Settings, day: date) -> bool:
+    "Was a run of that day ever begun?"
+    engine = migrate(connect(database_url(settings)))
+    try:
+        return records.find(engine, records.run_id_of(settings.run.strategy, day)) is not None
+    finally:
+        engine.dispose()
 
 
 def next_trade_date(settings: Settings, source: Any) -> date:
@@ -62,6 +101,18 @@ def next_trade_date(settings: Settings, source: Any) -> date:
         return default_trade_date(settings, engine, lambda: source.first_trade_date)
     finally:
         engine.dispose()
+
+
+def require_forwards(engine: Engine, strategy: str, day: date) -> None:
+    "A session before one that was traded already cannot be traded any more."
+    last = records.last_done(engine, strategy)
+    if last is not None and day < last.trade_date:
+        raise InputError(
+            f"{day} lies before {last.trade_date}, which {strategy} has traded already: choose a later session"
+        )
+
+
+# ---- before anything starts
 
 
 def check_features(settings: Settings) -> None:
@@ -74,68 +125,155 @@ def check_features(settings: Settings) -> None:
 def check_only(settings: Settings, day: date) -> dict[str, dict[str, Any]]:
     "Start what a run would need, ask everything for its health, and stop."
     check_features(settings)
-    with alone(settings.root), running(settings, day) as ready:
+    with to_itself(settings.root), running(settings, day) as ready:
         return check_health(ready)
+
+
+# ---- what the days of a process share
+
+AT_WORK: ContextVar[frozenset[Path]] = ContextVar("at_work", default=frozenset())  # data roots that this process has
+
+
+@contextmanager
+def to_itself(root: Path) -> Iterator[None]:
+    "Hold the run lock of a data root, once in a process; `Busy` when another process has it."
+    if root in AT_WORK.get():
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone(root))
+        except DependencyError as error:
+            raise Busy(str(error)) from error
+        token = AT_WORK.set(AT_WORK.get() | {root})
+        try:
+            yield
+        finally:
+            AT_WORK.reset(token)
 
 
 @contextmanager
 def desk(settings: Settings) -> Iterator[None]:
-    "What all days of a process share: the run lock, the scheduler, and the index in the end."
+    "What all days of a process share: the run lock, the scheduler, and the index in the end. A desk within a desk is the same one."
     from pipelines.scheduler import scheduler
 
-    with alone(settings.root), scheduler(settings.root):
+    if settings.root in AT_WORK.get():
+        yield
+        return
+    with to_itself(settings.root), scheduler(settings):
         try:
             yield
         finally:
             refresh_index(settings)
 
 
+# ---- one day, many days
+
+AFTER_EACH: ContextVar[Callable[[DayResult], None] | None] = ContextVar("after_each", default=None)
+
+
+def tell(result: DayResult) -> None:
+    "Let whoever asked for many days know that one is done."
+    if hear := AFTER_EACH.get():
+        hear(result)
+
+
 def finished(settings: Settings, day: date) -> DayResult | None:
     "The result of a day that is over already; None when there is something to do."
     engine = migrate(connect(database_url(settings)))
-    row = records.find(engine, records.run_id_of(settings.run.strategy, day))
-    result = result_of(settings, engine, row, repeated=True) if row is not None and records.is_over(row) else None
-    engine.dispose()
-    return result
-
-
-def run_day(settings: Settings, day: date) -> DayResult:
-    "Run or resume `day`; within `desk`. A day that is done is only read. Raises the error of a stage that failed."
-    from pipelines.flows import daily
-
-    if result := finished(settings, day):
-        return result
-    engine = migrate(connect(database_url(settings)))
     try:
-        require_forwards(engine, settings.run.strategy, day)
-        with running(settings, day) as ready:
-            run = start_run(ready, day)
-            run.engine.dispose()
-            daily(str(settings.root), str(day), run.run_id)
-        return result_of(settings, engine, records.require(engine, run.run_id), repeated=False)
+        row = records.find(engine, records.run_id_of(settings.run.strategy, day))
+        return result_of(settings, engine, row, repeated=True) if row is not None and records.is_over(row) else None
     finally:
         engine.dispose()
 
 
-def run_days(settings: Settings, start: date, end: date) -> Iterator[DayResult]:
-    "Every session from `start` to `end`, one after the other; within `desk`."
+def run_day(settings: Settings, day: date) -> DayResult:
+    "Run or resume `day` by the flow `daily`; within `desk`. A day that is done is only read. Raises the error of a stage that failed."
+    from pipelines.flows import DayFailed, daily
+
+    if result := finished(settings, day):
+        return result
+    with secrets_in_environment(settings), suppress(DayFailed):  # its rows say so
+        daily(str(day), differing(settings))
+    return stored(settings, day)
+
+
+def run_days(
+    settings: Settings,
+    start: date,
+    end: date,
+    told: Callable[[DayResult], None] | None = None,  # Called after each day
+) -> list[DayResult]:
+    "Every session from `start` to `end`, one after the other, by the flow `backfill`; within `desk`."
+    from pipelines.flows import backfill
+
+    results: list[DayResult] = []
+
+    def hear(result: DayResult) -> None:
+        results.append(result)
+        if told:
+            told(result)
+
+    token = AFTER_EACH.set(hear)
+    try:
+        with secrets_in_environment(settings):
+            backfill(str(start), str(end), differing(settings))
+    finally:
+        AFTER_EACH.reset(token)
+    return results
+
+
+def tradable(settings: Settings, start: date, end: date) -> list[date]:
+    "The sessions of a backfill; `InputError` when there is none, or the source does not reach them."
     days = sessions(start, end)
     if not days:
         raise InputError(f"no session between {start} and {end}: choose a later end or an earlier start")
     check_features(settings)
     for day in (choose_date(settings, days[0]), choose_date(settings, days[-1])):
         say(f"session {day} can be traded")
-    for day in days:
-        yield run_day(settings, day)
+    return days
 
 
-def require_forwards(engine: Engine, strategy: str, day: date) -> None:
-    "A session before one that was traded already cannot be traded any more."
-    last = records.last_done(engine, strategy)
-    if last is not None and day < last.trade_date:
-        raise InputError(
-            f"{day} lies before {last.trade_date}, which {strategy} has traded already: choose a later session"
+def differing(settings: Settings) -> dict[str, Any]:
+    "`section.key` → value where settings differ from those that this machine loads by itself: what a flow is told. Secrets are left out."
+    usual, wanted = load().model_dump(mode="json"), settings.model_dump(mode="json")
+    names = ((section, key) for section, keys in wanted.items() for key in keys)
+    return {
+        f"{section}.{key}": wanted[section][key]
+        for section, key in names
+        if wanted[section][key] != usual[section][key] and f"{section}.{key}" not in SECRETS
+    }
+
+
+@contextmanager
+def secrets_in_environment(settings: Settings) -> Iterator[None]:
+    "Within the block the environment has the secrets of `settings`: a flow's parameters are stored, and hold none."
+    secrets = {name: getattr(getattr(settings, name.split(".")[0]), name.split(".")[1]) for name in SECRETS}
+    told = {
+        variable(*name.split(".")): value.get_secret_value() for name, value in secrets.items() if value is not None
+    }
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+# ---- how it stands
+
+
+def stored(settings: Settings, day: date) -> DayResult:
+    "The result of a day from its rows."
+    engine = migrate(connect(database_url(settings)))
+    try:
+        return result_of(
+            settings, engine, records.require(engine, records.run_id_of(settings.run.strategy, day)), False
         )
+    finally:
+        engine.dispose()
 
 
 def result_of(settings: Settings, engine: Engine, row: Row[Any], repeated: bool) -> DayResult:
@@ -148,26 +286,3 @@ def result_of(settings: Settings, engine: Engine, row: Row[Any], repeated: bool)
     ]
     report = report_path(settings.root, row.trade_date, row.run_id)
     return DayResult(row.run_id, row.trade_date, row.status, repeated, report, stages, row.summary or {}, row.error)
-
-
-def refresh_index(settings: Settings) -> Path:
-    "Write the index over all runs."
-    from pipelines.flows import report_path
-    from pipelines.render import IndexRow, write_index
-
-    folder, engine = settings.root / "runs", migrate(connect(database_url(settings)))
-    rows = []
-    for row in records.listing(engine, limit=100_000):
-        s, page = row.summary or {}, report_path(settings.root, row.trade_date, row.run_id)
-        page = page if page.is_file() else newest_page(page.parent)
-        pnl, equity = (Decimal(s[name]) if name in s else None for name in ("pnl", "equity"))
-        address, counts = page.relative_to(folder).as_posix(), (s.get("orders"), s.get("fills"), s.get("matched"))
-        rows.append(IndexRow(row.trade_date, row.run_id, row.status, address, pnl, equity, *counts))
-    engine.dispose()
-    folder.mkdir(parents=True, exist_ok=True)
-    return write_index(folder, rows)
-
-
-def newest_page(folder: Path) -> Path:
-    "The last stage's page that a run has left; where there is none, the folder itself."
-    return max(folder.glob("[0-9]_*.html"), default=folder)

@@ -1,53 +1,193 @@
-"""The flow `daily`: one parameterised notebook per stage, executed in order, rendered as the day's report.
+"""What runs by itself: the flows `daily`, `train`, `reconcile`, `maintenance` and `backfill`.
+
+A flow is told a date at most and where its settings differ from the machine's (`section.key` → value); everything else it finds itself, so the same
+flow runs from the command line, from a schedule, and on another machine's worker. `daily` is a whole day:
 
 1. A stage that is done already is passed over, so that the same call resumes a run which was cut off.
 2. Each stage leaves its executed notebook and a page to read, with the error in it when it failed.
 3. The pages are linked when the run ends, for only then is it known which of them there are.
 4. The run's row says how it ended; the index over all runs is written last, whatever happened.
+
+A flow that finds nothing to do ends as `Skipped` and says why. What may be repeated after a failure, and what never is: docs/decisions/0022.
 """
 
-from datetime import date
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
-from prefect import flow, task
+from prefect import flow, runtime, task
+from prefect.concurrency.sync import concurrency
+from prefect.states import Completed, Failed, State
+from prefect.tasks import exponential_backoff
 from sqlalchemy import Engine
 
+from pipelines import day as days
+from pipelines import shown, upkeep
 from pipelines.engine import run_notebook
+from pipelines.notices import telling
 from pipelines.render import link, render
-from tradenb.core.clock import Stopwatch, SystemClock
-from tradenb.core.errors import one_line
-from tradenb.core.logs import bind, get_logger
-from tradenb.core.progress import say
+from tradenb.core.clock import NEW_YORK, Stopwatch, SystemClock
+from tradenb.core.db import connect, migrate
+from tradenb.core.errors import DependencyError, RunFailed, SourceError, one_line
+from tradenb.core.logs import bind, configure, get_logger
+from tradenb.core.progress import LISTENER, heard_by, say
+from tradenb.core.settings import Settings, load
 from tradenb.trading import records
 from tradenb.trading.pages.common import STAGES as PAGES
-from tradenb.trading.run import open_run, run_folder
+from tradenb.trading.run import Run, held, open_run, run_folder, start_run
+from tradenb.trading.service import database_url
+from tradenb.trading.services import running
+from tradenb.trading.troubles import in_our_words
 
 STAGES = tuple(PAGES)
 JOBS = Path(__file__).with_name("jobs")
 LINKS = [("All runs", "../../index.html"), *PAGES.values()]
+REPEATABLE = (
+    "etl",
+    "signals",
+    "reconcile",
+    "report",
+)  # A training that is done twice counts twice; orders have retries of their own
+AT_BROKER = ("trade", "reconcile")  # Stages that hold the broker for themselves
+BROKER = "broker"  # The concurrency limit that they hold
+Overrides = Mapping[str, Any] | None  # section.key → value
 
 
-@flow(name="daily", flow_run_name="{run_id}", validate_parameters=False)
+class DayFailed(RunFailed):
+    "A day went to its end and its verdict is that it failed; its rows and pages say why."
+
+
+# ---- a flow's surroundings
+
+
+@contextmanager
+def at_work(settings: Settings) -> Iterator[None]:
+    "The desk; on a worker also the log files, and what is said goes to the flow run's log."
+    if runtime.deployment.id is not None:
+        configure("flow", settings.root / "logs", settings.core.log_level)
+    with heard_by(LISTENER.get() or shown.logger()), days.desk(settings):
+        yield
+
+
+def skipped(why: object) -> State[Any]:
+    "The end of a flow that had nothing to do."
+    say(str(why))
+    return Completed(name="Skipped", message=str(why))
+
+
+LATE = timedelta(hours=6)
+
+
+def missed() -> State[Any] | None:
+    "The end of a scheduled flow that no worker was there for on its day; None when it is still that day."
+    planned, now = runtime.flow_run.scheduled_start_time, SystemClock().now()
+    if (
+        planned is None
+        or now - planned < LATE
+        or planned.astimezone(NEW_YORK).date() == now.astimezone(NEW_YORK).date()
+    ):
+        return None
+    why = f"it was due at {planned.astimezone(NEW_YORK):%Y-%m-%d %H:%M} in New York and no worker took it that day: was `make up` running?"
+    return Failed(name="Missed", message=why)
+
+
+def named() -> str:
+    "The name of a flow run before its date is known."
+    asked = runtime.flow_run.parameters.get("trade_date")
+    planned = runtime.flow_run.scheduled_start_time or SystemClock().now()
+    return f"{asked}" if asked else f"due {planned.astimezone(NEW_YORK):%Y-%m-%d %H:%M}"
+
+
+# ---- a day
+
+
+@flow(name="daily", flow_run_name=named, validate_parameters=False)
 def daily(
-    root: str,  # The data root
-    trade_date: str,  # ISO date of the session to trade in
-    run_id: str,  # A run that was begun
-) -> None:
+    trade_date: str | None = None,  # ISO date; default: today's session, or the next one of a simulated market
+    settings: dict[str, Any] | None = None,  # `section.key` → value, where they differ from the machine's
+) -> Any:  # The day in figures, or how it was skipped
+    "A whole trading day: data, model, signals, orders, fills, reconciliation, P&L, reports. Safe to repeat and to resume."
+    if late := missed():
+        return late
+    here = load(settings)
+    with at_work(here):
+        try:
+            day = days.choose_date(here, date.fromisoformat(trade_date) if trade_date else None)
+        except days.NoSession as nothing:
+            return skipped(nothing)
+        if done := days.finished(here, day):
+            return skipped(f"{done.run_id} is {done.status} already: nothing was changed")
+        days.check_features(here)
+        with in_our_own_words():
+            trade(here, day)
+        return told(days.stored(here, day))
+
+
+def told(result: days.DayResult) -> dict[str, Any]:
+    "The result of a day as JSON; `DayFailed` when that is its verdict."
+    if result.status == records.FAILED:
+        raise DayFailed(f"{result.run_id} failed: {result.error or 'its books do not agree with the broker'}")
+    return {"run_id": result.run_id, "status": result.status, "report": str(result.report)} | result.summary
+
+
+def trade(settings: Settings, day: date) -> None:
+    "Begin or resume the run of `day`, and do what it lacks."
+    engine = migrate(connect(database_url(settings)))
+    try:
+        days.require_forwards(engine, settings.run.strategy, day)
+        with telling(settings, engine, day), running(settings, day) as ready:
+            run = start_run(ready, day)
+            try:
+                perform(run)
+            finally:
+                run.engine.dispose()
+    finally:
+        engine.dispose()
+
+
+def perform(run: Run) -> None:
     "All stages of a run that are not done yet, in order. Raises the error of the stage that failed."
-    run = open_run(root, trade_date, run_id)
-    done = {name for name, row in records.stages(run.engine, run_id).items() if row.status == records.COMPLETED}
-    with bind(run_id=run_id, trace_id=run.row.trace_id):
+    keep_flow_run(run)
+    done = {name for name, row in records.stages(run.engine, run.run_id).items() if row.status == records.COMPLETED}
+    with bind(run_id=run.run_id, trace_id=run.row.trace_id), held(run) as hold:
         try:
             for name in STAGES:
                 if name not in done:
-                    stage.with_options(task_run_name=name, timeout_seconds=run.settings.run.stage_timeout_s)(
-                        name, root, trade_date, run_id
-                    )
+                    hold.require()
+                    prepared(name, run.settings)(name, str(run.settings.root), str(run.trade_date), run.run_id)
         except BaseException as error:
-            _fail(run.engine, run_id, error)
+            _fail(run.engine, run.run_id, error)
             raise
         finally:
             link(run.folder, LINKS)
+            shown.show_day(run)
+
+
+def keep_flow_run(run: Run) -> None:
+    "The run's row names the flow run, the flow run the run."
+    if identity := runtime.flow_run.id:
+        records.learn(run.engine, run.run_id, flow_run_id=str(identity))
+        shown.name_flow_run(identity, run)
+
+
+def prepared(name: str, settings: Settings) -> Any:
+    "The task of a stage: its name, its time, and whether it may be repeated."
+    timed = stage.with_options(task_run_name=name, timeout_seconds=settings.run.stage_timeout_s)
+    if name not in REPEATABLE:
+        return timed
+    return timed.with_options(
+        retries=settings.prefect.retries,
+        retry_delay_seconds=exponential_backoff(settings.execution.backoff_s),
+        retry_condition_fn=worth_repeating,
+    )
+
+
+def worth_repeating(task: Any, task_run: Any, state: State[Any]) -> bool:
+    "Whether a stage failed because something that it depends on did not answer; bad data stays bad."
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, DependencyError | SourceError)
 
 
 @task(name="stage")
@@ -60,16 +200,32 @@ def stage(name: str, root: str, trade_date: str, run_id: str) -> None:
     notebook = run.folder / f"{STAGES.index(name) + 1}_{name}.ipynb"
     error: BaseException | None = None
     try:
-        run_notebook(JOBS / f"{name}.ipynb", notebook, {"root": root, "trade_date": trade_date, "run_id": run_id})
+        with in_our_own_words(), concurrency(BROKER, lease_duration=60) if name in AT_BROKER else nullcontext():
+            run_notebook(JOBS / f"{name}.ipynb", notebook, {"root": root, "trade_date": trade_date, "run_id": run_id})
     except BaseException as caught:
         error = caught
         raise
     finally:
-        page = render_stage(notebook, trade_date) if notebook.is_file() else None
-        text = one_line(error) if error else None
-        records.end_stage(run.engine, run_id, name, clock.now(), watch.seconds, page, text)
-        get_logger().info("stage_ended", stage=name, seconds=round(watch.seconds, 2), error=text)
+        with in_our_own_words(error):
+            page = render_stage(notebook, trade_date) if notebook.is_file() else None
+            text = one_line(error) if error else None
+            records.end_stage(run.engine, run_id, name, clock.now(), watch.seconds, page, text)
+            get_logger().info("stage_ended", stage=name, seconds=round(watch.seconds, 2), error=text)
         run.engine.dispose()
+
+
+@contextmanager
+def in_our_own_words(before: BaseException | None = None) -> Iterator[None]:
+    "Within the block, a full disk or a dead database is a `DependencyError`; what follows an earlier error is only noted: the first one counts."
+    try:
+        yield
+    except Exception as error:
+        if before is not None:
+            get_logger().error("not_written_after_an_error", error=one_line(error))
+            return
+        if ours := in_our_words(error):
+            raise ours from error
+        raise
 
 
 def render_stage(notebook: Path, trade_date: str) -> Path:
@@ -82,9 +238,89 @@ def render_stage(notebook: Path, trade_date: str) -> Path:
 
 def _fail(engine: Engine, run_id: str, error: BaseException) -> None:
     reason = one_line(error) if isinstance(error, Exception) else "interrupted"
-    records.end(engine, run_id, records.FAILED, SystemClock().now(), reason)
+    with in_our_own_words(error):  # the run may be another's by now, or the database gone
+        records.end(engine, run_id, records.FAILED, SystemClock().now(), reason)
 
 
 def report_path(root: Path, trade_date: date, run_id: str) -> Path:
     "The page to open first after a run."
     return run_folder(root, trade_date, run_id) / f"{len(STAGES)}_report.html"
+
+
+# ---- many days
+
+
+@flow(name="backfill", flow_run_name="{start} to {end}", validate_parameters=False)
+def backfill(
+    start: str,  # ISO date of the first session
+    end: str,  # And of the last
+    settings: dict[str, Any] | None = None,  # `section.key` → value, where they differ from the machine's
+) -> Any:
+    "Every session of a period, one after the other, each a `daily` of its own. Stops at the first that fails; the same call goes on from there."
+    here = load(settings)
+    with at_work(here), shown.progress(f"{start} to {end}") as advance:
+        wanted, results = days.tradable(here, date.fromisoformat(start), date.fromisoformat(end)), []
+        for number, day in enumerate(wanted, 1):
+            results.append(days.run_day(here, day))
+            days.tell(results[-1])
+            advance(number / len(wanted))
+        shown.show_days(here, results)
+    return {"sessions": len(results)}
+
+
+# ---- between the days
+
+
+@flow(name="train", validate_parameters=False)
+def train(
+    why: str | None = None,  # Train whatever the champion's age, for this reason
+    settings: dict[str, Any] | None = None,  # `section.key` → value, where they differ from the machine's
+) -> Any:
+    "Train, register and activate a model when age, drift or other features ask for it."
+    if late := missed():
+        return late
+    here = load(settings)
+    with at_work(here):
+        due = upkeep.training_due(here)
+        reason = why or due.reason
+        if reason is None:
+            return skipped(due.kept)
+        champion, metrics = upkeep.train(here, reason)
+        shown.show_training(here, champion, metrics, reason)
+        return {"version": champion.version, "because": reason}
+
+
+@flow(name="reconcile", validate_parameters=False)
+def reconcile(
+    settings: dict[str, Any] | None = None,  # `section.key` → value, where they differ from the machine's
+) -> Any:
+    "Compare the books with the broker's while its market is open; fails when they differ."
+    here = load(settings)
+    try:
+        with at_work(here):
+            if closed := upkeep.market_closed(here):
+                return skipped(closed)
+            with concurrency(BROKER, lease_duration=60):
+                answer = upkeep.reconcile(here)
+    except days.Busy:
+        return skipped("a run is at work, and compares the books itself")
+    return shown.show_books(answer)
+
+
+@flow(name="maintenance", validate_parameters=False)
+def maintenance(
+    settings: dict[str, Any] | None = None,  # `section.key` → value, where they differ from the machine's
+) -> Any:
+    "Compact and vacuum the lake, copy the databases, remove old runs' pages, and renew the schedules."
+    here = load(settings)
+    with at_work(here):
+        done = {job.__name__: chore.with_options(task_run_name=job.__name__)(job, here) for job in upkeep.CHORES}
+        shown.show_chores(done)
+    return done
+
+
+@task(name="chore")
+def chore(job: Any, settings: Settings) -> str:
+    "One job of the maintenance; what it did in a line."
+    say(f"{job.__name__}:")
+    return str(job(settings))

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from pipelines.day import to_itself
 from pipelines.lake import newest_session
 from tradenb.core.clock import Clock, SystemClock
 from tradenb.core.db import connect, migrate
@@ -22,7 +23,6 @@ from tradenb.market.lake import open_lake
 from tradenb.market.quality import GateResult
 from tradenb.trading import records
 from tradenb.trading.pages.common import counted
-from tradenb.trading.run import alone
 from tradenb.trading.service import database_url
 from tradenb.trading.services import APPS, exchange_to_itself, note_of, provide_feed, with_addresses
 
@@ -35,7 +35,7 @@ def take_in(settings: Settings, as_of: date, since: date | None = None) -> EtlRe
     from tradenb.trading.stages import keeping_refusals
 
     folder = settings.root / "refused" / str(as_of)
-    with alone(settings.root):
+    with to_itself(settings.root):
         clock = clock_for(settings, next_session(as_of))
         try:
             with keeping_refusals(folder):
@@ -66,7 +66,7 @@ def train_now(settings: Settings, as_of: date | None, why: str) -> tuple[Any, di
     from tradenb.models.tracking import ModelCard
     from tradenb.trading.modelling import register_training, survivorship_of, train_model
 
-    with alone(settings.root):
+    with to_itself(settings.root):
         lake, engine = open_lake(settings), migrate(connect(database_url(settings)))
         day, vintage = as_of or newest_session(lake), lake.vintage()
         view, registry = lake.at(vintage), open_registry(settings, engine)

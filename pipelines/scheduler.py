@@ -1,13 +1,16 @@
 """Prefect for one process: its server as a thread of ours, unless somebody runs one already.
 
 Prefect's own ephemeral server is a child process that outlives a killed parent. Served from a thread, on a free loopback port, it ends with this
-process however that ends, and starts in a fraction of the time.
+process however that ends, and starts in a fraction of the time. A server that runs already is used instead: the one that the environment names, the
+one of `prefect.api_url`, or the one that `make up` started on this data root.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tradenb.core.settings import Settings
 
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -18,25 +21,58 @@ QUIET = {
 }
 
 
+def server_of(settings: Settings) -> str | None:
+    "The URL of the API of a Prefect server that runs already; None: there is none."
+    from pipelines.services import running_scheduler
+
+    return os.environ.get("PREFECT_API_URL") or settings.prefect.api_url or running_scheduler(settings.root)
+
+
+def ui_of(settings: Settings) -> str | None:
+    "The address of that server's pages."
+    api = server_of(settings)
+    return api.rstrip("/").removesuffix("/api") if api else None
+
+
 @contextmanager
-def scheduler(root: Path) -> Iterator[str]:
+def scheduler(settings: Settings) -> Iterator[str]:
     "Flows within the block report to a Prefect server; yields the URL of its API. Call it before anything imports prefect."
-    prepare(root)
-    if running := os.environ.get("PREFECT_API_URL"):
-        yield running
-        return
+    prepare(settings.root)
+    found = server_of(settings)
+    if found is None:
+        with served() as url, pointed_at(url):
+            yield url
+    elif found == os.environ.get("PREFECT_API_URL"):
+        yield found
+    else:
+        with pointed_at(found):
+            yield found
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    "Prefect's server as a thread of this process."
     from prefect.server.api.server import create_app
-    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from tradenb.core.web import Server
 
     server = Server(create_app(ephemeral=True)).start(timeout_s=120)
     try:
-        with temporary_settings({PREFECT_API_URL: f"{server.url}/api"}):
-            yield f"{server.url}/api"
+        yield f"{server.url}/api"
     finally:
-        deliver_events()
         server.stop()
+
+
+@contextmanager
+def pointed_at(url: str) -> Iterator[None]:
+    "Within the block this process reports to the server at `url`."
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: url}):
+        try:
+            yield
+        finally:
+            deliver_events()
 
 
 def deliver_events() -> None:

@@ -1,9 +1,10 @@
 """Everything long-running at once: `make up` and `make down`.
 
 usage: python -m pipelines.services up | down
-`up` starts the services, the scheduler and MLflow's pages in the background, waits until each answers, and names their addresses; one that does
-not come up takes the others down with it. What was started is written down with its process id and time of birth, so that `down` ends exactly that
-and never a stranger who got the same number later.
+`up` starts the services, the scheduler with its deployments and a worker, MLflow's pages and the report browser in the background, waits until each
+answers, and names their addresses; one that does not come up takes the others down with it. What was started is written down with its process id and
+time of birth, so that `down` ends exactly that and never a stranger who got the same number later. Where `prefect.api_url` names a scheduler, that one
+is used, and a worker of this machine works for it.
 """
 
 import json
@@ -12,8 +13,8 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx
@@ -43,6 +44,9 @@ class Program:
     name: str
     command: tuple[str, ...]
     pages: dict[str, str]  # what answers there: URL
+    environment: dict[str, str] = field(default_factory=dict)  # What it is told besides ours
+    prepare: Callable[[], object] | None = None  # Done before it starts, by this process
+    ready: Callable[[], bool] = lambda: True  # Asked when all its pages answer
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Started:
     name: str
     pid: int
     born: float  # the system's creation time of the process: with the id it names one process for ever
+    url: str = ""  # of its first page
 
 
 def missing_keys(settings: Settings) -> list[str]:
@@ -82,22 +87,60 @@ def programs(settings: Settings) -> list[Program]:
     }
     if settings.execution.broker != "exchange":
         del ports["exchange"]
-    database = settings.root / "mlflow" / "mlflow.db"
-    mlflow = ("server", "--host", host, "--port", f"{MLFLOW_PORT}", "--backend-store-uri", f"sqlite:///{database}")
-    scheduler = ("server", "start", "--host", host, "--port", f"{SCHEDULER_PORT}")
     return [
         Program(
             "services",
             (str(BIN / "tradenb"), "serve", "all"),
             {name: f"http://{host}:{port}/" for name, port in ports.items()},
         ),
-        Program("scheduler", (str(BIN / "prefect"), *scheduler), {"scheduler": f"http://{host}:{SCHEDULER_PORT}/"}),
+        *scheduling(settings),
         Program(
             "mlflow",
-            (str(BIN / "mlflow"), *mlflow, "--workers", "1"),
+            (str(BIN / "mlflow"), *mlflow_arguments(settings)),
             {"mlflow": f"http://{host}:{MLFLOW_PORT}/"},
         ),
+        Program("reports", (str(BIN / "tradenb"), "reports"), {"reports": reports_url(settings)}),
     ]
+
+
+def scheduling(settings: Settings) -> list[Program]:
+    "The scheduler, unless there is one elsewhere, and a worker for it; its deployments are registered before the worker starts."
+    from pipelines.deploy import online, register, worker_command, worker_environment
+
+    base = scheduler_url(settings)
+    url = settings.prefect.api_url or f"{base}api"
+    server = (str(BIN / "prefect"), "server", "start", "--host", settings.services.host, "--port", f"{SCHEDULER_PORT}")
+    links = {} if settings.reports.link else {variable("reports", "link"): reports_url(settings).rstrip("/")}
+    worker = Program(
+        "worker",
+        worker_command(settings),
+        {},
+        worker_environment(settings, url) | links,
+        lambda: register(settings, url),
+        lambda: online(settings, url),
+    )
+    return [worker] if settings.prefect.api_url else [Program("scheduler", server, {"scheduler": base}), worker]
+
+
+def scheduler_url(settings: Settings) -> str:
+    return f"http://{settings.services.host}:{SCHEDULER_PORT}/"
+
+
+def reports_url(settings: Settings) -> str:
+    return f"http://{settings.services.host}:{settings.reports.port}/"
+
+
+def mlflow_arguments(settings: Settings) -> tuple[str, ...]:
+    "MLflow's pages over the registry's database, wherever that is."
+    store = settings.registry.uri or f"sqlite:///{settings.root / 'mlflow' / 'mlflow.db'}"
+    at = ("--host", settings.services.host, "--port", f"{MLFLOW_PORT}")
+    return ("server", *at, "--backend-store-uri", store, "--workers", "1")
+
+
+def running_scheduler(root: Path) -> str | None:
+    "The API of the scheduler that `up` started on this data root and that still runs."
+    found = [process for process in started(root) if process.name == "scheduler" and process.url and alive(process)]
+    return f"{found[0].url}api" if found else None
 
 
 def note(root: Path) -> Path:
@@ -124,12 +167,13 @@ def log_of(root: Path, name: str) -> Path:
 
 def launch(program: Program, root: Path) -> Started:
     "Start it as the head of a process group of its own, its output in a file."
-    environment = dict(os.environ) | QUIET | {"PREFECT_HOME": str(root / "prefect")}
+    environment = dict(os.environ) | QUIET | {"PREFECT_HOME": str(root / "prefect")} | program.environment
     with log_of(root, program.name).open("w") as log:
         child = subprocess.Popen(
             program.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
         )
-    return Started(program.name, child.pid, psutil.Process(child.pid).create_time())
+    url = next(iter(program.pages.values()), "")
+    return Started(program.name, child.pid, psutil.Process(child.pid).create_time(), url)
 
 
 def answers(url: str) -> bool:
@@ -142,7 +186,7 @@ def answers(url: str) -> bool:
 def wait(program: Program, process: Started, root: Path) -> None:
     "Return when all its pages answer; `ServiceUnavailable` when it ends or stays silent."
     watch, log = Stopwatch(), log_of(root, program.name)
-    while not all(answers(url) for url in program.pages.values()):
+    while not (all(answers(url) for url in program.pages.values()) and program.ready()):
         if not alive(process):
             lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
             raise ServiceUnavailable(f"{program.name} ended while starting: {lines[-1]} ({log} has the rest)")
@@ -178,9 +222,11 @@ def up(settings: Settings, console: Console) -> None:
     running: list[Started] = []
     try:
         for program in planned:  # one after the other: they would migrate the same databases at once
-            running.append(launch(program, root))
-            note(root).write_text(json.dumps([asdict(process) for process in running]))
-            with console.status(f"Starting {', '.join(program.pages)}"):
+            with console.status(f"Starting {', '.join(program.pages) or program.name}"):
+                if program.prepare:
+                    program.prepare()
+                running.append(launch(program, root))
+                note(root).write_text(json.dumps([asdict(process) for process in running]))
                 wait(program, running[-1], root)
     except BaseException:
         stop(root)
