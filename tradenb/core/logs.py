@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'LEVELS', 'SECRET_KEYS', 'new_trace_id', 'bound', 'current_trace_id', 'bind', 'mask', 'to_schema', 'as_line',
-           'DailyFile', 'Log', 'counts', 'process_name', 'lost', 'configure', 'get_logger']
+           'DailyFile', 'Log', 'counts', 'is_configured', 'process_name', 'lost', 'configure', 'get_logger']
 
 # %% ../../nbs/core/05_logs.ipynb #125a25c6
 import contextlib
@@ -157,6 +157,11 @@ def counts() -> dict[tuple[str, str], int]:
     "Lines said by this process so far, by service and level."
     with _counting:
         return dict(_counts)
+
+
+def is_configured() -> bool:
+    "Whether anybody keeps what is said: what costs a query to say need not be said otherwise."
+    return _log is not None
 
 
 def process_name() -> str:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TRADES', 'VOIDS', 'EVENTS', 'LARGEST', 'PASSING', 'OVERLAP', 'MOST', 'ACKNOWLEDGED_S', 'IDLE_S', 'LONGEST_PAUSE_S',
            'LINGER_S', 'Malformed', 'Update', 'word', 'amount', 'order_of', 'fill_of', 'read_update', 'standing',
-           'is_echo', 'is_news', 'report', 'book', 'apply_updates', 'apply_update', 'CaughtUp', 'read_from', 'names_of',
-           'book_activities', 'compare_open', 'catch_up', 'Hearing', 'Booking', 'Listener', 'open_stream', 'read_frame',
-           'Updates']
+           'is_echo', 'is_news', 'report', 'say_booked', 'book', 'apply_updates', 'apply_update', 'CaughtUp',
+           'read_from', 'names_of', 'book_activities', 'compare_open', 'catch_up', 'Hearing', 'Booking', 'Listener',
+           'open_stream', 'read_frame', 'Updates']
 
 # %% ../../nbs/execution/13_updates.ipynb #d9982729
 import asyncio
@@ -16,20 +16,21 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from ..core import db
 from ..core.clock import NEW_YORK
 from ..core.errors import one_line
-from ..core.logs import get_logger
+from ..core.logs import get_logger, is_configured
 from .broker import BrokerOrder, broker_order, decimal, entry_of, instant
-from .entries import Fill
+from .entries import Entry, Fill
 from .gateway import Gateway, adopt
 from .ledger import Ledger, Void
 from .orders import Side
@@ -149,12 +150,36 @@ def report(ledger: Ledger, update: Update) -> bool:  # whether it was news
     return True
 
 # %% ../../nbs/execution/13_updates.ipynb #ad278b72
+def say_booked(ledger: Ledger, news: Iterable[Entry], most: int = 500) -> None:
+    "Log each new fill under the trace of its order: a stream has no headers, the order's row has the trace"
+    fills = [entry for entry in news if isinstance(entry, Fill)] if is_configured() else []
+    for start in range(0, len(fills), most):
+        with contextlib.suppress(SQLAlchemyError):  # the fills are booked; that they are told of is not worth a failure
+            _say_booked(ledger, fills[start : start + most])
+
+
+def _say_booked(ledger: Ledger, fills: Sequence[Fill]) -> None:
+    o, log = db.orders.c, get_logger("execution")
+    names, ids = ([getattr(f, key) for f in fills if getattr(f, key)] for key in ("client_order_id", "broker_order_id"))
+    asked = select(o.client_order_id, o.broker_order_id, o.trace_id, o.run_id)
+    with ledger.reading() as connection:
+        rows = connection.execute(asked.where(o.client_order_id.in_(names) | o.broker_order_id.in_(ids))).all()
+    of = {key: row for row in rows for key in (row.client_order_id, row.broker_order_id)}
+    for f in fills:
+        row = of.get(f.client_order_id) or of.get(f.broker_order_id)
+        who = {"trace_id": row.trace_id, "run_id": row.run_id, "client_order_id": row.client_order_id} if row else {}
+        said = {"symbol": f.symbol, "side": f.side.value, "qty": str(f.qty), "price": str(f.price), "origin": f.origin}
+        log.info("fill_booked", **who, **said, execution_id=f.execution_id)
+
+
 def book(ledger: Ledger, updates: Sequence[Update]) -> int:  # how many were news
     "Book the executions that messages bring, and void those that they take back, in one transaction"
     fills = [update.fill for update in updates if update.fill]
     statuses = {u.fill.execution_id: from_broker(u.order.status) for u in updates if u.fill}
     voids = [Void(u.voids, u.event, u.fill.execution_id if u.fill else None) for u in updates if u.voids]
-    return len(ledger.book(fills, statuses, voids))
+    news = ledger.book(fills, statuses, voids)
+    say_booked(ledger, news)
+    return len(news)
 
 
 def apply_updates(
@@ -229,6 +254,7 @@ def book_activities(gateway: Gateway) -> tuple[int, int]:  # new fills, new cash
         replace(entry, client_order_id=names.get(str(entry.broker_order_id))) if isinstance(entry, Fill) else entry
         for entry in news
     )
+    say_booked(ledger, booked)
     fills = sum(isinstance(entry, Fill) for entry in booked)
     return fills, len(booked) - fills
 
