@@ -35,7 +35,7 @@ from ..core.settings import Settings
 from ..market.lake import Lake, open_lake
 from ..portfolio.limits import Limits, limit
 from ..portfolio.sizing import PlannedOrder, plan_orders
-from . import records
+from . import alerts, records
 from .clients import OWNER, ExchangeClient, ExecutionClient, SignalsClient
 from .leases import holding, name_of, this_process
 from tradenb.trading.orchestrator import (
@@ -443,6 +443,7 @@ def create_app(settings: Settings, clock: Clock, engine: Engine | None = None) -
     app = web.create_app("orchestrator", "Plans and sends the day's orders, and shows every run.", lifespan=life)
     app.include_router(work_router(desk, web.require_key(secret(settings.services.api_key))))
     app.include_router(runs_router(desk))
+    alerts.mount(app, settings)
     for kind in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(kind, without_database)
 
