@@ -66,12 +66,11 @@ test: $(ENV) $(KERNELS) ## The notebooks' own tests, then pytest (JOBS=2)
 	test $$failed = 0 || echo "make test: failed (the notebooks, pytest, or both: see above)" >&2; \
 	exit $$failed
 
-LONG := TRADENB_TEST_KILLS=200 TRADENB_EXCHANGE_KILLS=12 TRADENB_KILL_SEEDS=20 TRADENB_KILL_EVERYWHERE=1 TRADENB_SIMULATED_DAYS=2000 \
-  TRADENB_EXCHANGE_EXAMPLES=1500 TRADENB_FUZZ_EXAMPLES=60 FUZZ_EXAMPLES=60 FUZZ_WEBHOOKS=100000
+LONG := TRADENB_TEST_KILLS=200 TRADENB_EXCHANGE_KILLS=12 TRADENB_KILL_SEEDS=20 TRADENB_KILL_EVERYWHERE=1 TRADENB_SIMULATED_DAYS=2000 TRADENB_EACH_WRITE=1 \
+  TRADENB_EXCHANGE_EXAMPLES=1500 TRADENB_FUZZ_EXAMPLES=60 FUZZ_EXAMPLES=60 FUZZ_WEBHOOKS=100000 TRADENB_MONTH_SESSIONS=21
 
-test-long: $(ENV) $(KERNELS) ## What must never lose an order, at full length: 200 kills, 2,000 days, 100,000 forged calls
-	@env $(LONG) OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --timeout 7200 \
-	  tests/execution tests/exchange tests/integration tests/simulation $(ARGS)
+test-long: $(ENV) $(KERNELS) ## All tests at full length: 200 kills, 2,000 simulated days, a whole month, every variant
+	@env $(LONG) OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 MPLBACKEND=agg $(BIN)/pytest -m "" -n $(JOBS) --dist worksteal --timeout 7200 $(ARGS)
 
 test-cov: $(ENV) $(KERNELS) ## pytest with coverage; the pages are in htmlcov/
 	@$(BIN)/pytest -n $(JOBS) --dist worksteal --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)

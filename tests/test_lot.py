@@ -90,6 +90,7 @@ def test_an_environment_is_stamped_when_complete_and_left_alone_then(lot: Path) 
     assert [path.name for path in (lot / ".venv").glob(".stamp-*")] == [".stamp-2"]
 
 
+@pytest.mark.long
 def test_an_installation_that_fails_leaves_no_stamp_and_begins_anew(lot: Path) -> None:
     (lot / "requirements.lock").write_text("nothing-of-this-name==1.0 --hash=sha256:" + "0" * 64 + "\n")
     (lot / "pip.conf").write_text("[global]\nno-index = true\n")
@@ -108,6 +109,7 @@ def test_an_installation_that_fails_leaves_no_stamp_and_begins_anew(lot: Path) -
     assert "Creating .venv" in install(lot).stdout
 
 
+@pytest.mark.long
 def test_an_environment_that_was_moved_is_built_anew(lot: Path) -> None:
     install(lot)
     moved = lot.rename(lot.with_name("elsewhere"))

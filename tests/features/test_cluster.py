@@ -40,7 +40,7 @@ def cluster() -> Iterator[LocalCluster]:
         yield cluster
 
 
-@pytest.mark.parametrize("symbols", [1, 7, 40, None])
+@pytest.mark.parametrize("symbols", [7, None, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 40))])
 def test_two_processes_give_the_bytes_of_this_one(cluster: LocalCluster, symbols: int | None) -> None:
     block = compute_on(cluster.scheduler_address, MARKET, FSET, symbols_per_chunk=symbols)
     assert block.values.tobytes() == HERE
@@ -70,7 +70,7 @@ def test_an_empty_span_asks_for_nothing(cluster: LocalCluster) -> None:
     assert after.values.shape == (158, 40, 0)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3))])
 def test_a_worker_killed_on_the_way_changes_no_bit(cluster: LocalCluster, seed: int) -> None:
     rng = np.random.default_rng(seed)
     deadline, victim = int(rng.integers(1, 12)), int(rng.integers(2))

@@ -2,6 +2,8 @@
 
 from datetime import date
 
+import pytest
+
 from tradenb.core import db
 
 FIRST, SECOND = date(2020, 1, 3), date(2020, 1, 6)
@@ -35,6 +37,7 @@ def test_a_day_whose_orders_are_all_denied_ends_as_failed_and_the_next_day_goes_
     assert str(SECOND) in answer.out
 
 
+@pytest.mark.long
 def test_what_the_limits_let_pass_the_broker_may_still_reject(fresh):
     answer = fresh.tradenb("paper-run", "--date", str(FIRST), **{"exchange.cash": 1}, **UNGUARDED)
     assert (answer.code, fresh.status(FIRST)) == (2, "failed"), answer.err

@@ -31,6 +31,7 @@ DAYS = sessions(date(2023, 12, 1), date(2024, 1, 31))
 TODAY, YESTERDAY = DAYS[-1], DAYS[-2]
 SIZE = ["symbol", "date", "open", "high", "low", "close", "volume"]
 STAMPS = ("ingested_at", "found_at")
+EACH = int(os.environ.get("TRADENB_EACH_WRITE", "3"))  # 1: killed before every write, 3: before every third
 COLUMNS = ("symbol", "ex_date", "kind", "ratio", "cash")
 
 
@@ -151,7 +152,7 @@ def test_killed_before_any_write_the_last_vintage_stands_and_the_next_run_ends_a
     tables = writes_of(fresh("counted"), TODAY)
     assert {*TABLES, "vintages"} <= {*tables}
     last, goal = content(open_lake(settings_of(fresh("last")))), undisturbed(first)
-    processes = [(fresh(f"killed{write}"), write) for write in range(len(tables))]
+    processes = [(fresh(f"killed{write}"), write) for write in range(int(first), len(tables), EACH)]
     for root, write in processes:
         assert ended(start(root=root, die_at=write)) == -signal.SIGKILL, f"write {write} of {tables}"
         assert same(content(open_lake(settings_of(root))), last), f"killed before write {write} of {tables}"
@@ -160,6 +161,7 @@ def test_killed_before_any_write_the_last_vintage_stands_and_the_next_run_ends_a
         assert open_lake(settings_of(root)).revisions().height == (0 if first else 1)
 
 
+@pytest.mark.long
 def test_killed_again_and_again_it_still_ends_as_an_undisturbed_one(
     base: Path, undisturbed: Callable[[bool], dict], start: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -193,7 +195,7 @@ def test_one_that_has_waited_too_long_is_told_who_is_at_work(
     assert "waited 0.2 s" in said.read_text()
 
 
-@pytest.mark.parametrize("most", [300, 1500, 3000, 5000])
+@pytest.mark.parametrize("most", [1500, *(pytest.param(most, marks=pytest.mark.long) for most in (300, 3000, 5000))])
 def test_a_full_disk_is_a_clear_error_and_the_last_vintage_stands(
     base: Path, undisturbed: Callable[[bool], dict], start: Callable[..., Any], tmp_path: Path, most: int
 ) -> None:

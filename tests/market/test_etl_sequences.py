@@ -74,6 +74,10 @@ class Vendor:
 
     def tell(self, symbol: str, day: date, kind: str, amount: float) -> None:
         split, change = kind == "split", kind == "symbol_change"
+        if change and (known := [key for key in self.events if key[::2] == (symbol, kind)]):
+            if day > DAYS[FIRST]:  # what has happened is not put off
+                return
+            del self.events[known[0]]  # a company leaves a ticker once: the vendor corrects the day
         self.events[symbol, day, kind] = {
             "symbol": symbol, "ex_date": day, "kind": kind, "ratio": 1 + amount / 10 if split else 1.0,
             "cash": amount if kind == "dividend" else 0.0, "target": f"{symbol}X" if change else None,
@@ -107,6 +111,13 @@ def seen(lake: Lake) -> dict[str, pl.DataFrame]:
 
 @settings(max_examples=8)
 @example([("day",), ("day",), ("tell", "S001", date(2023, 11, 30), "symbol_change", 0.0)])  # heard of two weeks late
+@example(
+    [
+        ("tell", "S001", date(2023, 12, 4), "symbol_change", 0.0),
+        ("day",),
+        ("tell", "S001", date(2023, 12, 7), "symbol_change", 0.0),
+    ]
+)  # three days later than it was told
 @given(st.lists(steps, min_size=3, max_size=8))
 def test_any_sequence_ends_with_the_tables_of_one_etl_from_scratch(taken: list[tuple]) -> None:
     with TemporaryDirectory() as tmp:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tradenb.core.errors import ConfigError, SourceError, TradenbError
+from tradenb.market.layouts import require_columns
 from tradenb.market.reading import TextFormat, find_files, read_table, share_classes, stem_of, typed
 
 SHAPE: dict[str, pl.DataType] = {"symbol": pl.String(), "day": pl.Date(), "close": pl.Float64(), "volume": pl.Int64()}
@@ -20,7 +21,7 @@ ROWS = "AAPL,2014-02-03,71.65,100366000\nAAPL,2014-02-04,72.68,94170000\nMSFT,20
 
 def read(file: Path, form: TextFormat | None = None) -> pl.DataFrame:
     form = form or TextFormat()
-    table = read_table(file, form, lambda have: [name for name in SHAPE if name in have])
+    table = read_table(file, form, lambda have: require_columns(file, have, {name: name for name in SHAPE}))
     return typed(table, file, SHAPE, ["symbol", "day"], form.date_format)
 
 

@@ -41,7 +41,6 @@ def panel_of(demo: DemoMarket) -> Panel:
     return Panel.from_bars(adjust(demo.truth, demo.actions, "total_return", "prev_close"))
 
 
-@pytest.mark.slow
 def test_on_the_demo_market_the_recipe_reaches_four_fifths_of_what_the_oracle_knows():
     "The oracle knows every name's expected return; both are judged on the same names and sessions, after purged folds."
     demo = simulate(bad_rows=0)
@@ -54,7 +53,6 @@ def test_on_the_demo_market_the_recipe_reaches_four_fifths_of_what_the_oracle_kn
     assert verdict(result.predictions, result.config).found
 
 
-@pytest.mark.slow
 def test_where_nothing_is_planted_nothing_is_found_in_nineteen_of_twenty_markets():
     """At the level of the verdict, 99 % two-sided, luck passes at most one market in two hundred: two of twenty would be a fault.
 

@@ -524,7 +524,6 @@ def busy(tmp_path_factory, registered, result):
     return registry, run_id
 
 
-@pytest.mark.slow
 def test_a_process_killed_at_any_write_leaves_a_history_that_says_what_the_alias_says(busy):
     registry, run_id = busy
     done = writer("kill", registry.root, run_id, within=registry.root)

@@ -115,7 +115,6 @@ def test_samples_and_seed_decide_the_bytes_whatever_the_number_of_threads(kind):
     assert (fingerprint(other) == fingerprint(MODELS[kind])) == (kind in {"ridge", "mixed"})
 
 
-@pytest.mark.slow
 def test_another_process_makes_the_same_bytes():
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})

@@ -38,7 +38,6 @@ def taken_in(
     return lake, [report for report in reports if report is not None]
 
 
-@pytest.mark.slow
 def test_each_days_vintage_reads_back_as_delivered_and_every_revision_is_counted_and_listed(
     evenings: Evenings, taken_in: tuple[Lake, list[EtlReport]]
 ) -> None:

@@ -44,6 +44,7 @@ def test_alpha158_is_pyqlib_s(panel: Panel, batch: FeatureBlock, store: Path) ->
     assert found["bits"] < 1e-4 * found["cells"], found
 
 
+@pytest.mark.long
 def test_alpha360_is_pyqlib_s_to_the_bit(panel: Panel, store: Path) -> None:
     theirs = qlib_values(panel, store, qlib_alpha360())
     np.testing.assert_array_equal(compute(panel, feature_set("alpha360")).values, theirs)

@@ -172,13 +172,16 @@ def read_table(
     if kind_of(file) != ".parquet":
         table = read_text(file, form)
         return table if choose is None else table.select(choose(table.columns))
+    from pyarrow.parquet import ParquetFile
+
     with reading(file):
         if not file.stat().st_size:
             raise pl.exceptions.NoDataError
-        have = list(pl.read_parquet_schema(file))
-    wanted = None if choose is None else list(dict.fromkeys(choose(have)))
-    with reading(file):
-        return pl.read_parquet(file, columns=wanted, hive_partitioning=False)
+        parquet = ParquetFile(file)
+    have = parquet.schema_arrow.names
+    wanted = have if choose is None else list(dict.fromkeys(choose(have)))
+    with reading(file), parquet:
+        return pl.DataFrame(parquet.read(columns=wanted)).select(wanted)
 
 # %% ../../nbs/market/05_reading.ipynb #e72f70a9
 NULLS = ["", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "-"]

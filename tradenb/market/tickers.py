@@ -96,11 +96,12 @@ def _strangers(
     since: date | None,  # The day on which that was free
     day: date,  # The first day under it
 ) -> bool:
-    "Are the bars under the new ticker another company's? Not when they repeat the last bars under the old one."
+    "Are the bars under the new ticker another company's? Not when they repeat those of the same days under the old one."
     mine = old.filter(pl.col("date").is_between(day - STRAGGLERS, day, "left"))
     there = new.filter(pl.col("date").is_between(since or date.min, day, "left"))
-    same = mine.join(there, on="date", suffix="_new").filter((pl.col("close") / pl.col("close_new") - 1).abs() < 1e-6)
-    return len(mine) > 0 and len(there) > 0 and 2 * len(same) < len(mine)
+    both = mine.join(there, on="date", suffix="_new")
+    same = both.filter((pl.col("close") / pl.col("close_new") - 1).abs() < 1e-6)
+    return len(mine) > 0 and len(there) > 0 and 2 * len(same) < max(len(both), 1)
 
 
 def _echo(
