@@ -36,7 +36,7 @@ from .reader import MarketReader, View, recent_panel
 # %% auto #0
 __all__ = ['BLOCK', 'USUAL_BLOCKS', 'BEYOND', 'LEAST_SESSIONS', 'REALISED_SESSIONS', 'KEPT_SESSIONS', 'WAITING', 'Agreement',
            'agreement', 'blocks', 'Drift', 'drift', 'training_stretches', 'stretch', 'Realised', 'realised', 'Watched',
-           'warnings', 'Monitor']
+           'warnings', 'measured', 'Monitor']
 
 # %% ../../nbs/signals/04_monitor.ipynb #14de24b0
 @dataclass(frozen=True)
@@ -243,6 +243,43 @@ def _of_skill(found: Realised, promised: float) -> list[str]:
     return [f"realised rank IC {mean.value:.4f} ({mean.low:.4f} to {mean.high:.4f}, {found.sessions} sessions) is below the {promised:.4f} of the training's test sessions"]  # fmt: skip
 
 # %% ../../nbs/signals/04_monitor.ipynb #d0f7e867
+def measured(
+    settings: Settings,
+    market: MarketReader,
+    model: LoadedModel,
+    view: View,
+    at: datetime,  # the present
+) -> Watched:
+    "Drift and realised skill of a model on a vintage; what could not be measured says why."
+    now = Watched(model.version, view.key, at)
+    try:
+        return _measured(now, settings, market, model, view)
+    except TradenbError as error:
+        return replace(now, error=one_line(error))
+
+
+def _measured(now: Watched, settings: Settings, market: MarketReader, model: LoadedModel, view: View) -> Watched:
+    newest, sessions, asked = view.index.last, settings.signals.drift_sessions, settings.label
+    span, halo = (
+        min(_after(model, newest), 2 * REALISED_SESSIONS) + (1 + USUAL_BLOCKS) * sessions,
+        model.features.halo,
+    )
+    first, wanted = min(view.index.first_bars.values()), calendar.shift(newest, -((halo or 0) + span))
+    panel = recent_panel(view.lake, view.index, newest, None if halo is None or wanted <= first else halo + span)
+    mask, engine = _mask(settings, view, panel), market.engine
+    moved = drift(model, panel, calendar.shift(newest, 1 - sessions), mask, engine)
+    begun = calendar.shift(newest, 1 - REALISED_SESSIONS)
+    return replace(now, drift=moved, realised=realised(model, panel, asked.horizon, asked.price, mask, engine, begun))
+
+
+def _mask(settings: Settings, view: View, panel: Panel) -> NDArray[np.bool_] | None:
+    if not restricts(settings.universe):
+        return None
+    bars = view.lake.read("bars", columns=["symbol", "date", "close", "volume"])
+    rows = eligible(view.lake.read("universe"), bars, Liquidity.of(settings.universe))
+    return panel.mask(rows.filter(pl.col("date").is_between(panel.dates[0].item(), panel.dates[-1].item())))
+
+
 REALISED_SESSIONS = 252  # newest sessions after the training that the realised rank IC is taken over
 KEPT_SESSIONS = 260  # of agreements
 WAITING = 16  # sessions to be scored in shadow
@@ -320,34 +357,8 @@ class Monitor:
         seen = self.watched
         if model is None or (seen and (seen.version, seen.vintage) == (model.version, view.key)):
             return
-        now = Watched(model.version, view.key, self.clock.now())
-        try:
-            self.watched = self._taken(now, model, view)
-        except TradenbError as error:
-            self.watched = replace(now, error=one_line(error))
+        self.watched = measured(self.settings, self.market, model, view, self.clock.now())
         get_logger().info("model_watched", version=model.version, warnings=self.warnings())
-
-    def _taken(self, now: Watched, model: LoadedModel, view: View) -> Watched:
-        newest, sessions, asked = view.index.last, self.settings.signals.drift_sessions, self.settings.label
-        span, halo = (
-            min(_after(model, newest), 2 * REALISED_SESSIONS) + (1 + USUAL_BLOCKS) * sessions,
-            model.features.halo,
-        )
-        first, wanted = min(view.index.first_bars.values()), calendar.shift(newest, -((halo or 0) + span))
-        panel = recent_panel(view.lake, view.index, newest, None if halo is None or wanted <= first else halo + span)
-        mask, engine = self._mask(view, panel), self.market.engine
-        moved = drift(model, panel, calendar.shift(newest, 1 - sessions), mask, engine)
-        begun = calendar.shift(newest, 1 - REALISED_SESSIONS)
-        return replace(
-            now, drift=moved, realised=realised(model, panel, asked.horizon, asked.price, mask, engine, begun)
-        )
-
-    def _mask(self, view: View, panel: Panel) -> NDArray[np.bool_] | None:
-        if not restricts(self.settings.universe):
-            return None
-        bars = view.lake.read("bars", columns=["symbol", "date", "close", "volume"])
-        rows = eligible(view.lake.read("universe"), bars, Liquidity.of(self.settings.universe))
-        return panel.mask(rows.filter(pl.col("date").is_between(panel.dates[0].item(), panel.dates[-1].item())))
 
     def warnings(self) -> list[str]:
         "Everything worth saying now."
