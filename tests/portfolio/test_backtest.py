@@ -24,7 +24,7 @@ from tradenb.market.demo import DemoMarket, simulate
 from tradenb.market.lake import Lake
 from tradenb.market.tables import TABLES
 from tradenb.models.metrics import long_short_returns
-from tradenb.portfolio.backtest import ZERO, Account, Backtest, Plan, backtest
+from tradenb.portfolio.backtest import ZERO, Account, Backtest, Plan, Run, backtest
 from tradenb.portfolio.constructors import (
     BetaNeutral,
     SectorNeutral,
@@ -34,7 +34,7 @@ from tradenb.portfolio.constructors import (
 )
 from tradenb.portfolio.costs import Costs
 from tradenb.portfolio.limits import Limits
-from tradenb.portfolio.market import Market, reference_price
+from tradenb.portfolio.market import Known, Market, reference_price
 from tradenb.portfolio.optimiser import MeanVariance
 from tradenb.portfolio.sizing import size_orders
 from tradenb.portfolio.weights import LongOnly, LongShort, RankWeighted, normalise
@@ -125,6 +125,12 @@ def constant(market: Market, prediction: dict[str, float]) -> pl.DataFrame:
 # --- the books -------------------------------------------------------------------------------------------------
 
 
+def after_split(shares: float, ratio: float) -> float:
+    "Shares after a split; a fraction of what was whole is paid out."
+    after = round(shares * ratio, 9)
+    return float(int(after)) if shares == int(shares) else after
+
+
 @few
 @given(seeds, plans)
 def test_equity_changes_by_what_positions_gained_and_paid_less_costs(seed, plan):
@@ -138,7 +144,8 @@ def test_equity_changes_by_what_positions_gained_and_paid_less_costs(seed, plan)
         now = {r["symbol"]: (r["shares"], r["price"]) for r in positions.iter_rows(named=True)}
         gain, ended = 0.0, 0
         for symbol, (shares, mark) in before.items():  # what was held overnight, in today's shares
-            shares, mark = round(shares * market.ratio[at[symbol], t], 9), mark / market.ratio[at[symbol], t]
+            shares, mark = after_split(shares, market.ratio[at[symbol], t]), mark / market.ratio[at[symbol], t]
+            ended += market.ratio[at[symbol], t] != 1
             final = market.final[at[symbol], t]
             worth = final if np.isfinite(final) else market.close[at[symbol], t]
             gain, ended = gain + shares * ((mark if np.isnan(worth) else worth) - mark), ended + np.isfinite(final)
@@ -147,7 +154,7 @@ def test_equity_changes_by_what_positions_gained_and_paid_less_costs(seed, plan)
             gain += sign * o["qty"] * (market.close[at[o["symbol"]], t] - o["price"])
         costs = day["commission"] + day["spread"] + day["impact"] + day["borrow"]
         expected = equity + gain + day["dividends"] + day["interest"] - costs
-        cents = 0.005 * ended  # what a delisting pays is rounded to the cent
+        cents = 0.00501 * ended  # what a delisting pays is rounded to the cent, and a fraction after a split
         assert day["equity"] == pytest.approx(expected, abs=1e-9 * abs(equity) + cents)
         assert day["equity"] == pytest.approx(day["cash"] + day["long_value"] + day["short_value"], rel=1e-12)
         assert day["return"] == pytest.approx(day["equity"] / equity - 1, abs=1e-12)
@@ -165,14 +172,14 @@ def test_shares_held_are_what_orders_and_events_made_of_them(seed, plan):
     held: dict[str, float] = {}
     for day in result.daily["date"]:
         t = column[day]
-        held = {s: round(q * market.ratio[at[s], t], 9) for s, q in held.items() if np.isnan(market.final[at[s], t])}
+        held = {s: after_split(round(q, 9), market.ratio[at[s], t]) for s, q in held.items() if np.isnan(market.final[at[s], t])}  # fmt: skip
         for o in result.orders.filter(pl.col("date") == day).iter_rows(named=True):
             assert 0 <= o["qty"] <= o["asked"] and (o["price"] is not None or o["qty"] == 0)
             held[o["symbol"]] = held.get(o["symbol"], 0.0) + (o["qty"] if o["side"] == "buy" else -o["qty"])
         rows = result.positions.filter(pl.col("date") == day)
         theirs = dict(zip(rows["symbol"], rows["shares"], strict=True))
         assert {s: pytest.approx(q, abs=2e-9) for s, q in held.items() if abs(q) > 1e-8} == theirs
-        if not plan.fractional and not (market.ratio != 1).any():
+        if not plan.fractional:
             assert all(q == int(q) for q in theirs.values())
 
 
@@ -310,6 +317,33 @@ def test_a_split_changes_shares_and_no_money():
     assert result.daily["equity"].to_list() == [10_000.0] * 3
     assert result.positions.filter(pl.col("symbol") == "A")["shares"].to_list() == [100.0, 200.0, 200.0]
     assert result.orders.height == 2
+
+
+def test_a_fraction_that_a_split_leaves_is_paid_out_at_the_last_price():
+    market = flat_market({"A": [100, 100, 80, 80], "B": [50, 50, 40, 40]}, ratio=np.array([[1, 1, 1.25, 1]] * 2))
+    predictions = constant(market, {"A": 1.0, "B": 0.0})
+    plan = Plan(LongShort(1, 1), capital=Decimal(1_000), max_volume_share=0)
+    result = backtest(predictions, market, plan)
+    held = result.positions.filter(pl.col("date") == result.daily["date"][1])
+    assert dict(held.select("symbol", "shares").iter_rows()) == {"A": 12.0, "B": -25.0}
+    assert result.daily["equity"].to_list() == [1_000.0] * 3
+    assert result.daily["cash"].to_list() == [1_000.0, 1_000.0 + 0.5 * 80, 1_000.0 + 0.5 * 80]
+
+
+def test_an_account_carried_from_session_to_session_is_one_run():
+    market = random_market(11, sessions=20)
+    predictions = random_predictions(market, 11)
+    plan = Plan(LongShort(3, 3), capital=Decimal(50_000), costs=COSTLY)
+    whole = run(market, predictions, plan)
+    account, daily, known = None, [], Known(market)
+    for t in range(market.dates.tolist().index(whole.daily["date"][0]), len(market.dates)):
+        day = predictions.filter(pl.col("date") == market.dates[t - 1].item())
+        book = Run(day, market, plan, known, account, t)
+        book.session(t)
+        daily.append((book.dates[t], book.equity, book.account.cash))
+        account = book.account
+    equity = pl.DataFrame(daily, schema=["date", "equity", "cash"], orient="row").cast({"equity": float, "cash": float})
+    assert_frame_equal(equity.head(whole.daily.height), whole.daily.select("date", "equity", "cash"), rel_tol=1e-12)
 
 
 def test_a_delisted_long_loses_to_its_final_value():
@@ -547,7 +581,11 @@ def test_every_rule_runs_and_sees_nothing_of_the_future(rule, sectors):
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("trade"), st.integers(-300, 300).filter(bool), st.decimals("0.01", "900", places=2)),
-        st.tuples(st.just("split"), st.sampled_from([2.0, 3.0, 1.05, 0.1, 0.333]), st.none()),
+        st.tuples(
+            st.just("split"),
+            st.sampled_from([2.0, 3.0, 1.05, 0.1, 0.333]),
+            st.one_of(st.none(), st.decimals("0.01", "900", places=2)),
+        ),
         st.tuples(st.just("dividend"), st.floats(0.001, 5).map(lambda x: round(x, 4)), st.none()),
         st.tuples(st.just("delisting"), st.floats(0, 90).map(lambda x: round(x, 2)), st.none()),
     ),
@@ -568,10 +606,11 @@ def test_trades_and_events_are_booked_as_the_exchange_books_them(steps):
         elif (held := theirs.positions.get("A")) is not None:
             value = Decimal(repr(amount))
             action = corporate.Action("A", day, kind, value if kind == "split" else Decimal(1), ZERO if kind == "split" else value)  # fmt: skip
-            theirs = exchange.fold(corporate.action_activities(owner, held, action, at), theirs)
+            prices = {} if price is None else {"A": price}
+            theirs = exchange.fold(corporate.action_activities(owner, held, action, at, prices), theirs)
             nothing = float("nan")
             split, cash, final = {"split": (amount, 0.0, nothing), "dividend": (1.0, amount, nothing), "delisting": (1.0, 0.0, amount)}[kind]  # fmt: skip
-            ours.event(0, split, cash, final)
+            ours.event(0, split, cash, final, nothing if price is None else float(price))
     assert ours.cash == theirs.cash
     assert ours.shares.get(0, ZERO) == theirs.qty("A")
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -122,17 +122,34 @@ class Account:
         else:
             self.shares.pop(row), self.opened.pop(row)
 
-    def event(self, row: int, ratio: float, cash: float, final: float) -> Decimal:
+    def event(
+        self,
+        row: int,
+        ratio: float,  # shares after, per share before
+        cash: float,  # USD per share after
+        final: float,  # USD per share at the end; NaN while it goes on
+        last: float = math.nan,  # USD per share before, at which a fraction is paid out; NaN: it is kept
+    ) -> Decimal:
         "Book what a company does on its ex-date; returns the dividend received (or, below zero, paid)."
-        held = self.shares[row]
-        if ratio != 1:
-            held = self.shares[row] = (held * Decimal(repr(ratio))).quantize(SHARE, ROUND_HALF_UP)
+        held = self._split(row, ratio, last) if ratio != 1 else self.shares[row]
         paid = (held * Decimal(repr(cash))).quantize(CENT, ROUND_HALF_UP)
         self.cash += paid
         if np.isfinite(final):
             self.cash += (held * Decimal(repr(final))).quantize(CENT, ROUND_HALF_UP)
+        if np.isfinite(final) or not held:
             del self.shares[row], self.opened[row]
         return paid
+
+    def _split(self, row: int, ratio: float, last: float) -> Decimal:
+        "The shares after a split; what it left of a whole share is cash."
+        before, after = self.shares[row], (self.shares[row] * Decimal(repr(ratio))).quantize(SHARE, ROUND_HALF_UP)
+        if before == before.to_integral_value() and np.isfinite(last):
+            whole = after.quantize(Decimal(1), ROUND_DOWN)
+            price = (Decimal(repr(last)) / Decimal(repr(ratio))).quantize(MICRO)
+            self.cash += ((after - whole) * price).quantize(CENT, ROUND_HALF_UP)
+            after = whole
+        self.shares[row] = after
+        return after
 
 # %% ../../nbs/portfolio/08_backtest.ipynb #4f648aa5
 Floats = NDArray[np.float64]
@@ -300,16 +317,16 @@ def day_fills(
         paid = Decimal(repr(float(price[row]))) if np.isfinite(price[row]) else None
         qty = order.qty if paid is not None else ZERO
         if max_volume_share and paid is not None:
-            room = left.get(row, whole_shares(volume[row] * max_volume_share))
+            room = left.get(row, whole_shares(float(volume[row]), max_volume_share))
             qty = min(qty, room)
             left[row] = room - qty
         fills.append(Fill(row, order, qty, paid))
     return fills
 
 
-def whole_shares(x: float) -> Decimal:
-    "Rounded down; none where it is not known."
-    return Decimal(int(x)) if x == x else ZERO
+def whole_shares(volume: float, share: float) -> Decimal:
+    "A share of the volume, rounded down; none where it is not known."
+    return (Decimal(repr(volume)) * Decimal(repr(share))).quantize(Decimal(1), ROUND_DOWN) if volume == volume else ZERO
 
 # %% ../../nbs/portfolio/08_backtest.ipynb #3b245845
 Progress = Callable[[int, int], None]  # sessions done, of how many
@@ -318,15 +335,25 @@ Progress = Callable[[int, int], None]  # sessions done, of how many
 class Run:
     "A backtest on its way: the account, and what is written down of each session."
 
-    def __init__(self, predictions: pl.DataFrame, market: Market, plan: Plan, known: Known | None = None) -> None:
+    def __init__(
+        self,
+        predictions: pl.DataFrame,
+        market: Market,
+        plan: Plan,
+        known: Known | None = None,
+        opening: Account | None = None,  # held at the close before the first session; None: the plan's capital
+        first: int = 1,  # the first session, with an opening
+    ) -> None:
         self.market, self.plan, self.known = market, plan, known or Known(market)
         self.signals = signal_grid(predictions, market)
         self.at = {s: i for i, s in enumerate(market.symbols)}
         self.dates: list[date] = market.dates.tolist()
         moving = (market.ratio != 1) | (market.cash != 0) | np.isfinite(market.final)
         self.eventful = [set(np.flatnonzero(x).tolist()) for x in moving.T]
-        self.account = Account(plan.capital)
-        self.equity, self.short_value = plan.capital, ZERO
+        self.account, self.carried = opening or Account(plan.capital), opening is not None
+        values = [shares * self.mark(row, first - 1) for row, shares in self.account.shares.items()]
+        self.equity = self.account.cash + sum(values, ZERO)
+        self.short_value = sum((value for value in values if value < 0), ZERO)
         self.daily: list[tuple] = []
         self.orders: list[tuple] = []
         self.positions: list[tuple] = []
@@ -345,15 +372,20 @@ class Run:
             )
         return range(int(there[0]) + 1, min(int(there[-1]) + 3, len(self.dates)))
 
+    def mark(self, row: int, t: int) -> Decimal:
+        "What a share is worth at a close."
+        return Decimal(repr(float(self.known.marks[row, t])))
+
     def night(self, t: int) -> tuple[Decimal, Decimal, Decimal]:
         "Fee for borrowed shares, interest on cash, dividends."
-        nights = (self.dates[t] - self.dates[t - 1]).days if self.daily else 0
+        nights = (self.dates[t] - self.dates[t - 1]).days if self.daily or self.carried else 0
         borrow = exact(overnight(self.plan.costs.borrow_annual, -float(self.short_value), nights))
         interest = exact(overnight(self.plan.costs.cash_annual, float(self.account.cash), nights))
         self.account.cash += interest - borrow
         m, paid = self.market, ZERO
         for row in sorted(self.eventful[t] & self.account.shares.keys()):
-            paid += self.account.event(row, float(m.ratio[row, t]), float(m.cash[row, t]), float(m.final[row, t]))
+            ratio, cash, final = (float(x[row, t]) for x in (m.ratio, m.cash, m.final))
+            paid += self.account.event(row, ratio, cash, final, last=float(self.known.marks[row, t - 1]))
         return borrow, interest, paid
 
     def plans(self, t: int) -> list[PlannedOrder]:
@@ -367,20 +399,31 @@ class Run:
             self.skipped.append((self.dates[t], str(refused)))
             return []
 
-    def auction(self, t: int) -> tuple[list[Fill], Charges]:
-        "Fill the orders and pay for them."
+    def fills(self, t: int) -> list[Fill]:
+        "What becomes of the orders for a session."
         m, plan = self.market, self.plan
         price = m.close if plan.price == "close" else m.open
-        fills = day_fills(self.plans(t), self.at, price[:, t], m.volume[:, t], plan.max_volume_share)
+        return day_fills(self.plans(t), self.at, price[:, t], m.volume[:, t], plan.max_volume_share)
+
+    def charged(self, t: int, fills: list[Fill]) -> Charges:
+        "What fills cost."
         rows = [f.row for f in fills]
-        charged = charges(
-            plan.costs, [f.order.side == "buy" for f in fills], [float(f.qty) for f in fills],
-            [float(f.price or 0) for f in fills], self.known.volatility[rows, t - 1], m.volume[rows, t],
+        return charges(
+            self.plan.costs, [f.order.side == "buy" for f in fills], [float(f.qty) for f in fills],
+            [float(f.price or 0) for f in fills], self._volatility(rows, t - 1), self.market.volume[rows, t],
         )  # fmt: skip
+
+    def _volatility(self, rows: list[int], t: int) -> Floats:
+        "Known at a close; not asked for where nothing is charged by it."
+        return self.known.volatility[rows, t] if self.plan.costs.impact else np.zeros(len(rows))
+
+    def auction(self, t: int) -> tuple[list[Fill], Charges]:
+        "Fill the orders and pay for them."
+        fills = self.fills(t)
         for fill in fills:
             if fill.qty and fill.price is not None:
                 self.account.trade(fill.row, fill.qty if fill.order.side == "buy" else -fill.qty, fill.price, t)
-        return fills, charged
+        return fills, self.charged(t, fills)
 
     def session(self, t: int) -> None:
         "One session from night to evening."
@@ -416,11 +459,11 @@ class Run:
             )
 
     def _evening(self, t: int, amounts: list[Decimal], fills: list[Fill]) -> None:
-        day, marks, before = self.dates[t], self.known.marks[:, t], self.equity
+        day, before = self.dates[t], self.equity
         longs = shorts = 0
         long_value = short_value = ZERO
         for row in sorted(self.account.shares):
-            shares, mark = self.account.shares[row], Decimal(repr(float(marks[row])))
+            shares, mark = self.account.shares[row], self.mark(row, t)
             value = shares * mark
             self.positions.append((day, self.market.symbols[row], float(shares), float(mark), float(value)))
             if shares > 0:
