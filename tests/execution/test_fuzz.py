@@ -32,6 +32,7 @@ ADDRESSES = [
     ("DELETE", "/api/v1/orders/{client_order_id}"),
     ("GET", "/api/v1/positions"),
     ("GET", "/api/v1/positions/history"),
+    ("GET", "/api/v1/bars"),
     ("GET", "/api/v1/account"),
     ("GET", "/api/v1/denials"),
     ("POST", "/api/v1/reconciliation"),

@@ -6,9 +6,9 @@
 __all__ = ['Name', 'OrderName', 'Amount', 'Day', 'STRICT', 'Number', 'OrderAnswer', 'OrderWithEvents', 'DenialAnswer',
            'PositionAnswer', 'AccountAnswer', 'SwitchLine', 'OrdersPage', 'DenialsPage', 'HistoryPage', 'MEANINGS',
            'OrderRequest', 'ReconciliationRequest', 'SwitchRequest', 'plain', 'dumps', 'answer', 'order_json',
-           'position_json', 'account_json', 'told_as', 'OrderEvent', 'listed', 'PositionsAnswer', 'Snapshot', 'Work',
-           'SwitchAnswer', 'DifferenceAnswer', 'ReconciliationAnswer', 'ComparisonHealth', 'HealthAnswer',
-           'WebhookAnswer', 'Problem', 'refusals', 'replies', 'inlined']
+           'position_json', 'account_json', 'told_as', 'OrderEvent', 'listed', 'PositionsAnswer', 'SessionBar',
+           'BarsAnswer', 'Snapshot', 'Work', 'SwitchAnswer', 'DifferenceAnswer', 'ReconciliationAnswer',
+           'ComparisonHealth', 'HealthAnswer', 'WebhookAnswer', 'Problem', 'refusals', 'replies', 'inlined']
 
 # %% ../../nbs/execution/17_answers.ipynb #b79ad8d7
 import re
@@ -209,6 +209,21 @@ class PositionsAnswer(BaseModel):
     "Positions"
 
     positions: list[PositionAnswer]  # type: ignore[valid-type]
+
+
+class SessionBar(BaseModel):
+    "What a symbol traded at in one session, as printed"
+
+    symbol: str
+    open: Number
+    close: Number
+    volume: Number
+
+
+class BarsAnswer(BaseModel):
+    "The bars of a session, of those symbols that traded in it"
+
+    bars: list[SessionBar]
 
 
 class Snapshot(BaseModel):

@@ -23,6 +23,7 @@ from ..core import db, web
 from ..core.errors import OrderDenied
 from tradenb.execution.answers import (
     AccountAnswer,
+    BarsAnswer,
     Day,
     DenialsPage,
     HistoryPage,
@@ -228,6 +229,18 @@ def books_router(key: Any) -> APIRouter:
         found = history_page(desk_of(request).engine, limit, offset, since, until, symbol=symbol, run_id=run_id)
         return answer({"snapshots": found.rows, "total": found.total})
 
+    @router.get("/bars", response_class=Response, responses=replies(BarsAnswer, 422, 503))
+    def bars(
+        request: Request,
+        date: Day,
+        symbols: Annotated[str, Query(min_length=1, max_length=16_000, description="symbols, between commas")],
+    ) -> Response:
+        "What symbols traded at in a session that has closed, as the broker's market data has it"
+        broker = desk_of(request).gateway.broker.glance
+        found = broker.session_bars(broker.assets().keys() & set(symbols.split(",")), date)
+        names = ("open", "close", "volume")
+        return answer({"bars": [{"symbol": s} | dict(zip(names, found[s], strict=True)) for s in sorted(found)]})
+
     @router.get("/account", response_class=Response, responses=replies(AccountAnswer, 503))
     def account(request: Request) -> Response:
         "Cash, equity and what they are made of"
@@ -279,7 +292,7 @@ def switched(desk: Desk, asked: SwitchRequest) -> dict[str, Any]:
         desk.switch.release(asked.scope, asked.who, asked.why)
         return switch_json(desk, limit=1) | {"done": None}
     with desk.door.inside_of():
-        done = Kill(desk.gateway.broker, Books(desk.engine, desk.clock), asked.scope).turn(
+        done = Kill(desk.gateway.broker, Books(desk.engine, desk.clock, desk.switch.tell), asked.scope).turn(
             asked.level, asked.who, asked.why
         )
     told = {

@@ -23,7 +23,7 @@ from ..models.registry import LoadedModel, Registry, open_registry
 from ..models.tracking import ModelCard
 from ..models.training import TrainingResult, retrain_due
 from . import records
-from .closing import DayReport, account_day, report, symbol_days  # noqa: F401 — part of a stage
+from .closing import DayReport, report  # noqa: F401 — part of a stage
 from tradenb.trading.delivery import (  # noqa: F401 — likewise
     GATE_PAGE,
     GATE_RESULTS,
