@@ -27,7 +27,7 @@ from pipelines import day as days
 from pipelines import shown, upkeep
 from pipelines.engine import run_notebook
 from pipelines.notices import telling
-from pipelines.render import link, render
+from pipelines.render import link, render, write_page
 from tradenb.core.clock import NEW_YORK, Stopwatch, SystemClock
 from tradenb.core.db import connect, migrate
 from tradenb.core.errors import DependencyError, RunFailed, SourceError, one_line
@@ -159,6 +159,8 @@ def perform(run: Run) -> None:
                     prepared(name, run.settings)(name, str(run.settings.root), str(run.trade_date), run.run_id)
         except BaseException as error:
             _fail(run.engine, run.run_id, error)
+            with in_our_own_words(error):
+                render_stopped(run)
             raise
         finally:
             link(run.folder, LINKS)
@@ -234,6 +236,19 @@ def render_stage(notebook: Path, trade_date: str) -> Path:
     title, _ = PAGES[notebook.stem[2:]]
     render(notebook, page, f"{title} · {trade_date}", LINKS)
     return page
+
+
+def render_stopped(run: Run) -> None:
+    "The page of the day for a run that did not come to its end; a report that was begun has its own, with the error in it."
+    from tradenb.trading.pages.report import stopped
+
+    if STAGES[-1] not in records.stages(run.engine, run.run_id):
+        write_page(
+            report_path(run.settings.root, run.trade_date, run.run_id),
+            f"The day · {run.trade_date}",
+            stopped(run).html,
+            LINKS,
+        )
 
 
 def _fail(engine: Engine, run_id: str, error: BaseException) -> None:

@@ -58,6 +58,11 @@ def render(
     body, _ = _exporter().from_notebook_node(_visible(book))
     if "<h1" not in body:  # it failed before its own headline
         body = f"<h1>{escape(title)}</h1>\n{body}"
+    write_page(html, title, body, links)
+
+
+def write_page(html: Path, title: str, body: str, links: Sequence[Link] = ()) -> None:
+    "Write blocks as a page of the run, whole or not at all."
     write_whole(html, page(title, body, navigation(html, links)))
 
 
