@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TOLERANCE', 'Facts', 'COMPARED', 'STORY', 'NOTHING_HELD', 'NAME', 'ALWAYS', 'GAP', 'SAID', 'COLUMNS', 'IN_FLIGHT',
            'verdict_of', 'previous_summary', 'elsewhere_found', 'opening', 'sentences', 'figures', 'Figure', 'changes',
-           'facts_of', 'changes_table', 'pnl_parts', 'pnl_waterfall', 'pnl_charts', 'ends_chart', 'sectors_chart',
-           'names_table', 'growth_chart', 'causes_chart', 'gap_block', 'gap_table', 'exposure', 'stage_fact',
-           'stages_block', 'day_stages', 'sessions_frame', 'recent_summaries', 'sessions_table', 'provenance',
-           'universe_text', 'stopped_at', 'stopped_findings', 'orders_sent', 'stopped']
+           'facts_of', 'since_before', 'changes_table', 'pnl_parts', 'pnl_waterfall', 'pnl_charts', 'ends_chart',
+           'sectors_chart', 'names_table', 'growth_chart', 'causes_chart', 'gap_block', 'gap_table', 'exposure',
+           'stage_fact', 'stages_block', 'day_stages', 'sessions_frame', 'recent_summaries', 'sessions_table',
+           'provenance', 'universe_text', 'stopped_at', 'stopped_findings', 'orders_sent', 'stopped']
 
 # %% ../../../nbs/trading/pages/08_report.ipynb #74145c01
 from collections.abc import Callable, Mapping, Sequence
@@ -242,6 +242,11 @@ def _account(engine: Engine, run_id: str) -> Mapping[str, Any]:
     return dict(row._mapping) if row else {}
 
 
+def since_before(day: DayReport) -> Block:
+    "This session beside the one before, and both in the line of all."
+    return side_by_side(changes_table(day), stacked(growth_chart(day), causes_chart(day)))
+
+
 def changes_table(day: DayReport) -> Block:
     "This session beside the one before."
     engine, run = day.run.engine, day.run
@@ -367,7 +372,15 @@ def growth_chart(day: DayReport) -> Block:
         f"; thin: the {name}" if known else ""
     )
     return lines(
-        frame, "trade_date", ["strategy"], "Growth since the start", "change", caption, beside=[name] if known else []
+        frame,
+        "trade_date",
+        ["strategy"],
+        "Growth since the start",
+        "change",
+        caption,
+        beside=[name] if known else [],
+        height=2.4,
+        width=HALF,
     )
 
 
@@ -384,7 +397,9 @@ def causes_chart(day: DayReport) -> Block:
         [CAUSES[name] for name in told],
         "P&L by cause, so far",
         "dollars",
-        "In USD since the start: costs that grow in a straight line are the price of the turnover",
+        "In USD since the start; a cost that grows in a straight line is the price of the turnover",
+        height=2.2,
+        width=HALF,
     )
 
 # %% ../../../nbs/trading/pages/08_report.ipynb #25b9ad13

@@ -216,14 +216,15 @@ SIGNAL: dict[str, Column] = {
     "sector": ("Sector", "text"),
     "predicted_return": ("Predicted", "change"),
     "target_weight": ("Weight", "percent"),
-    "reason": ("Why", "text"),
+    "why": ("Driven by", "text"),
+    "reason": ("Weight not as ranked", "text"),
 }
 
 
-def reasons(drivers: pl.DataFrame) -> pl.DataFrame:  # symbol, reason
+def reasons(drivers: pl.DataFrame) -> pl.DataFrame:  # symbol, why
     "The features that moved a name's prediction most, in words: `ROC60 ↑`, `STD20 ↓`."
     arrow = pl.when(pl.col("contribution") > 0).then(pl.lit(" ↑")).otherwise(pl.lit(" ↓"))
-    return drivers.group_by("symbol", maintain_order=True).agg(reason=(pl.col("feature") + arrow).str.join(", "))
+    return drivers.group_by("symbol", maintain_order=True).agg(why=(pl.col("feature") + arrow).str.join(", "))
 
 
 def groups(page: SignalPage) -> Block:
@@ -233,10 +234,14 @@ def groups(page: SignalPage) -> Block:
 
 def _signal_list(page: SignalPage, sign: int, title: str) -> Block:
     rows = page.side(sign).join(reasons(page.drivers), on="symbol", how="left", maintain_order="left")
-    empty = {name for name in ("sector", "before", "reason") if rows[name].null_count() == rows.height}
+    empty = {
+        name
+        for name in ("sector", "before", "why", "reason")
+        if name not in rows.columns or rows[name].null_count() == rows.height
+    }
     shown = {name: column for name, column in SIGNAL.items() if name not in empty}
     fresh = "" if page.first else f": {rows['new'].sum()} of {rows.height} are new, and marked"
-    return columns(rows.with_columns("new"), shown, title + fresh, max_rows=30, highlight=_is_new)
+    return columns(rows, shown, title + fresh, max_rows=30, highlight=_is_new)
 
 
 def _is_new(row: dict[str, Any]) -> Tint | None:
