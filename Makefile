@@ -1,7 +1,7 @@
 # What one types. `make` lists it. GNU make 3.81 or later; Python 3.11 or 3.12 with venv and pip, git; Linux and macOS.
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install run test test-long test-cov simulate lint drift fmt lock export readme bench up down clean
+.PHONY: help install run test test-long test-cov simulate lint drift fmt lock export readme docs bench up down clean
 
 # Another active environment must not leak into ours.
 unexport VIRTUAL_ENV
@@ -10,7 +10,7 @@ unexport PYTHONHOME
 unexport PYTHONPATH
 
 BIN := .venv/bin
-SOURCES := nbs tests pipelines
+SOURCES := nbs tests pipelines docs
 JOBS ?= 2
 ARGS ?=
 BENCH ?=
@@ -115,6 +115,9 @@ readme: $(ENV) ## Write README.md from nbs/index.ipynb
 
 lock: $(ENV) ## Resolve requirements.in into requirements.lock (ARGS=--upgrade for the newest versions)
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --no-emit-index-url $(ARGS) requirements.in -o requirements.lock
+
+docs: $(ENV) $(KERNELS) ## The documentation as a site in docs/_build/html, to read offline (ARGS=--quick: notebooks without results)
+	@$(BIN)/python docs/build.py --jobs $(JOBS) $(ARGS)
 
 bench: $(ENV) $(KERNELS) ## Measure (BENCH=name for one of them)
 	@$(BIN)/python -m pipelines.benchmarks $(BENCH)

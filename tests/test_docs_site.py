@@ -1,0 +1,63 @@
+"The site says what the code says: every setting, command and public name, and every notebook without its directives."
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tradenb.core.settings import SECRETS, Settings
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    "The builder, writing elsewhere."
+    spec = importlib.util.spec_from_file_location("docs_build", PROJECT / "docs" / "build.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.SOURCE = tmp_path_factory.mktemp("site")
+    return module
+
+
+def test_every_setting_has_its_line_and_no_secret_a_default(site: ModuleType) -> None:
+    sections = site.settings_sections()
+    assert {f"{s}.{k.name}" for s, keys in sections.items() for k in keys} == {
+        f"{section}.{key}" for section, field in Settings.model_fields.items() for key in field.annotation.model_fields
+    }
+    for section, keys in sections.items():
+        for key in keys:
+            assert key.about, f"{section}.{key.name} is not explained in settings.ini"
+            assert not (key.default and f"{section}.{key.name}" in SECRETS)
+    page = site.settings_page()
+    assert "| `max_position_share` | `0.10` | number > 0 ≤ 1 |" in page
+
+
+def test_every_command_and_every_module_is_there(site: ModuleType) -> None:
+    import typer
+
+    from tradenb.cli.main import app
+
+    page = site.command_page()
+    for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
+        assert f"tradenb {name}" in page
+    names = site.api_pages()
+    assert "tradenb.portfolio.sizing" in names
+    text = (site.SOURCE / "reference/api/tradenb.portfolio.sizing.md").read_text()
+    assert "## plan_orders" in text and "capital: Decimal,  # money that a weight of 1.0 stands for" in text
+    assert "return " not in re.sub(r'".*?"|#.*', "", text), "bodies are in the notebooks"
+
+
+def test_notebooks_come_without_directives_and_links_to_folders_find_a_page(site: ModuleType) -> None:
+    book = PROJECT / "nbs" / "portfolio" / "05_sizing.ipynb"
+    site.place(book, book)
+    shown = json.loads((site.SOURCE / "nbs/portfolio/05_sizing.ipynb").read_text())
+    assert not any(re.search(r"^#\|", "".join(cell["source"]), re.MULTILINE) for cell in shown["cells"])
+    folded = [cell for cell in shown["cells"] if "hide-input" in cell["metadata"].get("tags", [])]
+    assert len(folded) == 2 and all("import" in cell["source"] and "def " not in cell["source"] for cell in folded)
+    assert site.to_pages("[rooms](../../nbs/core) [x](y.md)", Path("docs/guide")) == "[rooms](../../nbs/core/index.md) [x](y.md)"  # fmt: skip
+    assert set(site.ROOMS) == {path.name for path in (PROJECT / "nbs").iterdir() if path.is_dir() and any(path.glob("*.ipynb"))}  # fmt: skip
