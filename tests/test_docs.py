@@ -20,7 +20,8 @@ VARIABLE = re.compile(r"\bTRADENB_([A-Z]+)__([A-Z_]+)\b")
 COMMAND = re.compile(r"\btradenb((?: [a-z][a-z-]*)+)")
 CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 
-pages = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md"), PROJECT / "data" / "README.md"])
+written = (page for page in (PROJECT / "docs").rglob("*.md") if "_build" not in page.parts)
+pages = sorted([*PROJECT.glob("*.md"), *written, PROJECT / "data" / "README.md"])
 books = sorted(p for p in (PROJECT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 each_page = pytest.mark.parametrize("page", pages, ids=lambda p: str(p.relative_to(PROJECT)))
 
