@@ -42,6 +42,7 @@ class DayResult:
     stages: list[dict[str, Any]]  # stage, status, seconds, result
     summary: dict[str, Any]  # The report stage's headline figures
     error: str | None
+    trace_id: str = ""  # What its log lines, requests and rows share
 
 
 class NoSession(InputError):
@@ -285,4 +286,4 @@ def result_of(settings: Settings, engine: Engine, row: Row[Any], repeated: bool)
         for s in records.stages(engine, row.run_id).values()
     ]
     report = report_path(settings.root, row.trade_date, row.run_id)
-    return DayResult(row.run_id, row.trade_date, row.status, repeated, report, stages, row.summary or {}, row.error)
+    return DayResult(row.run_id, row.trade_date, row.status, repeated, report, stages, row.summary or {}, row.error, row.trace_id)

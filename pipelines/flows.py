@@ -31,9 +31,10 @@ from pipelines.render import link, render, write_page
 from tradenb.core.clock import NEW_YORK, Stopwatch, SystemClock
 from tradenb.core.db import connect, migrate
 from tradenb.core.errors import DependencyError, RunFailed, SourceError, one_line
-from tradenb.core.logs import bind, configure, get_logger
+from tradenb.core.logs import bind, get_logger
 from tradenb.core.progress import LISTENER, heard_by, say
 from tradenb.core.settings import Settings, load
+from tradenb.core.tracing import observe, step
 from tradenb.trading import records
 from tradenb.trading.pages.common import STAGES as PAGES
 from tradenb.trading.run import Run, held, open_run, run_folder, start_run
@@ -66,7 +67,7 @@ class DayFailed(RunFailed):
 def at_work(settings: Settings) -> Iterator[None]:
     "The desk; on a worker also the log files, and what is said goes to the flow run's log."
     if runtime.deployment.id is not None:
-        configure("flow", settings.root / "logs", settings.core.log_level)
+        observe(settings, "flow")
     with heard_by(LISTENER.get() or shown.logger()), days.desk(settings):
         yield
 
@@ -151,7 +152,7 @@ def perform(run: Run) -> None:
     "All stages of a run that are not done yet, in order. Raises the error of the stage that failed."
     keep_flow_run(run)
     done = {name for name, row in records.stages(run.engine, run.run_id).items() if row.status == records.COMPLETED}
-    with bind(run_id=run.run_id, trace_id=run.row.trace_id), held(run) as hold:
+    with bind(run_id=run.run_id, trace_id=run.row.trace_id), step("daily", service="flow"), held(run) as hold:
         try:
             for name in STAGES:
                 if name not in done:
@@ -202,7 +203,8 @@ def stage(name: str, root: str, trade_date: str, run_id: str) -> None:
     notebook = run.folder / f"{STAGES.index(name) + 1}_{name}.ipynb"
     error: BaseException | None = None
     try:
-        with in_our_own_words(), concurrency(BROKER, lease_duration=60) if name in AT_BROKER else nullcontext():
+        alone = concurrency(BROKER, lease_duration=60) if name in AT_BROKER else nullcontext()
+        with step(f"stage {name}", service="flow"), in_our_own_words(), alone:
             run_notebook(JOBS / f"{name}.ipynb", notebook, {"root": root, "trade_date": trade_date, "run_id": run_id})
     except BaseException as caught:
         error = caught

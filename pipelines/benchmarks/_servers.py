@@ -155,10 +155,10 @@ def database_on(server_url: str) -> Iterator[str]:
 
 def serve(service: str, port: int, begin: str) -> None:
     "What `tradenb serve` does for one service whose feed is there, in the foreground."
-    from tradenb.core.logs import configure
+    from tradenb.core.tracing import observe
 
     settings = load()
-    configure(service, settings.root / "logs", settings.core.log_level)
+    observe(settings, service)
     if service == "exchange":
         from tradenb.exchange.service import from_settings
 

@@ -664,9 +664,11 @@ def test_orders_are_counted_under_their_path(serve):
     lines = httpx.get(f"{exchange.url}/metrics").text.splitlines()
     for method in ("POST", "GET"):
         (count,) = (
-            line for line in lines if line.startswith("tradenb_http_request_duration_seconds_count") and f'"{method}"' in line
+            line
+            for line in lines
+            if line.startswith("tradenb_http_request_duration_seconds_count") and f'"{method}"' in line
         )
-        assert "/orders" in count
+        assert '"/v2/orders"' in count
 
 
 def test_no_secret_stands_in_a_log_an_answer_or_an_error(serve, tmp_path):

@@ -43,6 +43,8 @@ def show_day(result: "DayResult") -> None:
         screen.print(
             f"\norders {s['orders']}   fills {s['fills']}   positions {s['positions']}   equity {float(s['equity']):,.2f}   P&L [bold]{float(s['pnl']):+,.2f}[/] USD ({s['daily_return']:+.3%})"
         )
+    if result.trace_id:
+        screen.print(f"trace  {result.trace_id}  (tradenb trace {result.run_id})")
     screen.print(f"report {result.report}")
 
 # %% ../../nbs/cli/03_day.ipynb #b694c02b
@@ -59,10 +61,10 @@ def paper_run(
 ) -> None:
     "A whole trading day: data, model, signals, orders, fills, reconciliation, P&L, reports. Safe to repeat and to resume."
     from pipelines.day import check_features, check_only, choose_date, desk, finished, run_day
-    from tradenb.core.logs import configure
+    from tradenb.core.tracing import observe
 
     settings = settings_from(overrides, market__symbols=symbols, portfolio__capital=capital, market__source=source)
-    configure("run", settings.root / "logs", settings.core.log_level)
+    observe(settings, "run")
     trade_date = choose_date(settings, parse_day(day))
     if dry_run:
         return show_health(check_only(settings, trade_date), trade_date, output)
@@ -105,11 +107,11 @@ def backfill(
 ) -> None:
     "Run many sessions one after the other, each as a day of its own."
     from pipelines.day import desk, run_days
-    from tradenb.core.logs import configure
+    from tradenb.core.tracing import observe
 
     settings = settings_from(overrides, market__symbols=symbols, portfolio__capital=capital, market__source=source)
     first, last, results = date_of(start), date_of(end), []
-    configure("run", settings.root / "logs", settings.core.log_level)
+    observe(settings, "run")
     with live(verbose), desk(settings):
         for result in run_days(settings, first, last):
             results.append(asdict(result))

@@ -36,13 +36,13 @@ def serve(
 ) -> None:
     "Serve one of the services, or all of them, until interrupted."
     from pipelines.parts import serve_all, serve_one
-    from tradenb.core.logs import configure
+    from tradenb.core.tracing import observe
 
     names = ("exchange", "execution", "signals", "orchestrator")
     if service not in (*names, "all"):
         raise InputError(f"unknown service {service}: choose {', '.join(names)} or all")
     settings = settings_from(overrides)
-    configure(service if service != "all" else "services", settings.root / "logs", settings.core.log_level)
+    observe(settings, service if service != "all" else "services")
     say = lambda text: console(stderr=True).print(text)
     serve_all(settings, parse_day(day), say) if service == "all" else serve_one(
         settings, service, port, parse_day(day), say

@@ -27,33 +27,41 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/core/11_tracing.ipynb #4bd0be76
 _TRACE = re.compile(r"[0-9a-f]{32}")
+_RUN = re.compile(r"[0-9A-Za-z._-]{1,64}")
 _PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 NONE = "0" * 32
 
 
 def arriving(
     headers: Iterable[tuple[bytes, bytes]],  # Of an ASGI scope: names in lower case
-) -> tuple[str, str | None]:  # The trace, a new one where none came; the span that called
-    "Trace and parent of a request."
-    given = ""
+) -> tuple[str, str | None, str | None]:  # The trace, a new one where none came; the span that called; the run
+    "Trace, parent and run of a request."
+    trace, parent, run = "", None, None
     for name, value in headers:
         if name == b"traceparent":
             found = _PARENT.fullmatch(value.decode("latin-1"))
             if found and found[1] != NONE and found[2] != NONE[:16]:
-                return found[1], found[2]
-        elif name == b"x-trace-id":
+                trace, parent = found[1], found[2]
+        elif name == b"x-trace-id" and parent is None:
             given = value.decode("latin-1")
-    return (given if _TRACE.fullmatch(given) and given != NONE else logs.new_trace_id()), None
+            trace = given if _TRACE.fullmatch(given) and given != NONE else ""
+        elif name == b"x-run-id":
+            given = value.decode("latin-1")
+            run = given if _RUN.fullmatch(given) else None
+    return trace or logs.new_trace_id(), parent, run
 
 
 def leaving() -> dict[str, str]:
-    "The headers that carry this context's trace to another service; none outside of any trace."
+    "The headers that carry this context's trace, and its run, to another service; none outside of any trace."
     said = logs.bound()
-    trace = said.get("trace_id")
-    if not trace:
+    if not (trace := said.get("trace_id")):
         return {}
-    span = said.get("span")
-    return {"X-Trace-ID": trace} | ({"traceparent": f"00-{trace}-{span}-01"} if span else {})
+    headers, span, run = {"X-Trace-ID": trace}, said.get("span"), said.get("run_id")
+    if span:
+        headers["traceparent"] = f"00-{trace}-{span}-01"
+    if run:
+        headers["X-Run-ID"] = run
+    return headers
 
 # %% ../../nbs/core/11_tracing.ipynb #2f58c5f5
 @dataclass(slots=True)

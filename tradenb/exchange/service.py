@@ -492,11 +492,12 @@ def shorten(app: FastAPI, router: APIRouter, path: str, method: str) -> None:
     found = next(r for r in router.routes if isinstance(r, Route) and r.path == path and method in (r.methods or ()))
 
     async def directly(request: Request) -> Response:
-        request.scope["route"] = found  # what the metrics call it
+        request.scope["route"] = short  # what the metrics call it
         response: Response = await found.endpoint(request)
         return response
 
-    app.router.routes.insert(0, Route(f"/v2{path}", directly, methods=[method]))
+    short = Route(f"/v2{path}", directly, methods=[method])
+    app.router.routes.insert(0, short)
 
 
 def _guard(app: FastAPI, venue: Venue, faults: Faults, rate: Rate) -> None:

@@ -25,7 +25,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.responses import Response
 
-from ..core import web
+from ..core import metrics, web
 from ..core.calendar import require_session
 from ..core.clock import Clock, SystemClock
 from ..core.db import connect, default_url, migrate
@@ -37,6 +37,7 @@ from ..portfolio.limits import Limits, limit
 from ..portfolio.sizing import PlannedOrder, plan_orders
 from . import alerts, records
 from .clients import OWNER, ExchangeClient, ExecutionClient, SignalsClient
+from .gauges import numbers
 from .leases import holding, name_of, this_process
 from tradenb.trading.orchestrator import (
     REFUSED,
@@ -444,6 +445,7 @@ def create_app(settings: Settings, clock: Clock, engine: Engine | None = None) -
     app.include_router(work_router(desk, web.require_key(secret(settings.services.api_key))))
     app.include_router(runs_router(desk))
     alerts.mount(app, settings)
+    metrics.table(app.state.registry, lambda: numbers(desk.engine, settings, SystemClock().now()))
     for kind in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(kind, without_database)
 

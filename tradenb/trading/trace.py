@@ -318,16 +318,22 @@ def place_stages(root: Node, stages: Iterable[Node]) -> None:
 
 
 def place_rows(root: Node, rows: Iterable[Node]) -> None:
-    "An order goes into the request in whose log it was first named; one that is not named there, to the top."
+    "An order goes into the request in whose log it was first named, and takes in what was said of it outside of any; without one it stays at the top."
     homes: dict[str, tuple[Node, datetime | None]] = {}
     for parent in root.walk():
-        for line in parent.children:
+        for line in parent.children if parent.source == "request" else ():
             if line.source == "line" and line.order and (line.service == "execution" or line.order not in homes):
                 homes.setdefault(line.order, (parent, line.at))
+    stray: dict[str, list[Node]] = {}
     for row in rows:
         parent, at = homes.get(row.order or "", (root, None))
         row.at = row.at or at
         parent.children.append(row)
+        if row.source == "order" and row.order:
+            stray[row.order] = row.children
+    for line in [line for line in root.children if line.source == "line" and line.order in stray]:
+        root.children.remove(line)
+        stray[str(line.order)].append(line)
 
 
 def _in_order(node: Node) -> None:
