@@ -9,7 +9,7 @@ __all__ = ['Vintage', 'FIELDS', 'RECENT_DAYS', 'LONG', 'Recorded', 'recorded_of'
 
 # %% ../../nbs/market/12_lake.ipynb #3504986e
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
@@ -20,6 +20,7 @@ import polars as pl
 
 from ..core.errors import LakeError, one_line
 from ..core.settings import Settings
+from ..core.storage import reach
 from .actions import BAR_COLUMNS, Adjustment, Convention, apply_factors, cumulative
 from tradenb.market.tables import (
     TABLES,
@@ -44,6 +45,7 @@ from tradenb.market.versions import (
     ranges,
     replace_days,
     roll_back,
+    still_ours,
 )
 
 # %% ../../nbs/market/12_lake.ipynb #213efc93
@@ -300,8 +302,8 @@ class Lake(Versioned):
         "Be the one who writes. What a killed writer left is undone first; nothing is seen by readers before `Draft.record`."
         if self.pinned is not None:
             raise LakeError("a lake at a vintage is read only: write to the lake itself")
-        with only_writer(str(self.root), timeout_s):
-            yield begin(self)
+        with only_writer(str(self.root), timeout_s) as require:
+            yield begin(self, require)
 
 # %% ../../nbs/market/12_lake.ipynb #2571b979
 def read_bars(
@@ -320,8 +322,11 @@ def read_bars(
 
 
 def open_lake(settings: Settings) -> Lake:
-    "The lake of these settings, adjusted as they say."
-    return Lake(settings.root / "lake", adjusting=Adjusting(settings.market.adjustment, settings.market.convention))
+    "The lake of these settings, below the data root or in object storage, adjusted as they say."
+    if settings.lake.url:
+        reach(settings)
+    root = settings.lake.url.rstrip("/") or settings.root / "lake"
+    return Lake(root, adjusting=Adjusting(settings.market.adjustment, settings.market.convention))
 
 # %% ../../nbs/market/12_lake.ipynb #21c90f5b
 RECENT_DAYS = 31  # The last days of a long history, written apart
@@ -337,6 +342,7 @@ class Draft(Lake):
     opened: dict[str, Any] = field(
         default_factory=dict, repr=False
     )  # Tables at their newest versions: nobody else writes
+    require: Callable[[], None] = field(default=still_ours, repr=False)  # Raises when another writes now
 
     def current(self, table: str) -> Any | None:  # A `deltalake.DeltaTable`
         "`table` at its newest version, None when there is none."
@@ -412,6 +418,7 @@ class Draft(Lake):
         if last is not None and now == last.vintage:
             return now
         cumulative(self.events(), self.adjusting.convention, date.max)
+        self.require()
         if as_of is None and last is None:
             raise LakeError("nothing was ever recorded in this lake: say up to which session it reaches (as_of)")
         number, as_of = (last.number + 1, as_of or last.as_of) if last else (1, as_of)
@@ -452,14 +459,14 @@ def insert(draft: Draft, table: str, rows: pl.DataFrame) -> Written:
     return Written(table, draft.version(table), inserted=len(rows))
 
 # %% ../../nbs/market/12_lake.ipynb #28d2306a
-def begin(lake: Lake) -> Draft:
+def begin(lake: Lake, require: Callable[[], None] = still_ours) -> Draft:
     "Undo what a killed writer left, and open a draft."
     book = lake.path("vintages")
     if newest(book) is None:
         add_rows(book, conform("vintages", pl.DataFrame(schema=spec_of("vintages").schema)))
     last = last_recorded(book)
     before = last.vintage if last else {}
-    draft = Draft(lake.root, None, lake.adjusting, before)
+    draft = Draft(lake.root, None, lake.adjusting, before, require=require)
     for table in TABLES:
         if table != "raw_bars":
             undo(draft, table)

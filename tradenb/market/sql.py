@@ -17,6 +17,7 @@ import polars.selectors as cs
 
 from ..core.errors import InputError, LakeError
 from ..core.settings import load
+from ..core.storage import is_remote
 from .actions import RAW, cumulative
 from .lake import Lake, open_lake
 from .tables import spec_of
@@ -37,18 +38,21 @@ from (
 )"""
 
 # %% ../../nbs/market/13_sql.ipynb #511466ba
-def add_view(connection: Any, name: str, table: str, files: list[str]) -> None:
-    "Let `connection` see the Parquet `files` of a table's version under `name`."
-    if files:
-        connection.read_parquet(files, hive_partitioning=True).create_view(name)
-    else:
+def add_view(connection: Any, name: str, table: str, lake: Lake) -> None:
+    "Let `connection` see a table of the lake's vintage under `name`."
+    delta = lake.open(table)
+    if not (files := delta.file_uris()):
         connection.register(name, pl.DataFrame(schema=spec_of(table).schema | {"year": pl.Int32}).to_arrow())
+    elif is_remote(lake.root):  # DuckDB would need an extension that it has to download
+        connection.register(name, delta.to_pyarrow_dataset())
+    else:
+        connection.read_parquet(files, hive_partitioning=True).create_view(name)
 
 
 def add_bars(connection: Any, lake: Lake) -> None:
     "The view of adjusted bars over the stored ones."
     how = lake.adjusting
-    add_view(connection, "stored", "bars", lake.open("bars").file_uris())
+    add_view(connection, "stored", "bars", lake)
     connection.register("steps", cumulative(lake.events(), how.convention, how.as_of or date.max).to_arrow())
     prices = "price_factor" if how.adjustment == "split" else "total_return_factor"
     by = dict.fromkeys(RAW, prices) | {"volume": "volume_factor"}
@@ -63,7 +67,7 @@ def add_views(connection: Any, lake: Lake) -> None:
     there = lake.vintage()
     for table in there:
         if table != "bars":
-            add_view(connection, table, table, lake.open(table).file_uris())
+            add_view(connection, table, table, lake)
     connection.register("vintages", lake.vintages().to_arrow())
     if "raw_bars" in there:
         connection.execute(LATEST)

@@ -23,6 +23,7 @@ import polars as pl
 from ..core.calendar import sessions
 from ..core.errors import LakeError
 from ..core.progress import say
+from ..core.storage import is_remote
 from .lake import RECENT_DAYS, Draft, Lake, scan
 from .tables import TABLES, spec_of
 from .versions import commit, files_of, newest, replace_days
@@ -125,7 +126,7 @@ def recorded_versions(lake: Lake, table: str) -> list[int]:
 
 def sizes_of(path: str, names: Sequence[str]) -> list[int]:
     "Bytes of those files that are still there (0 on object storage, where nobody looks)."
-    if "://" in path:
+    if is_remote(path):
         return [0] * len(names)
     files = [Path(path) / unquote(name) for name in names]
     return [file.stat().st_size for file in files if file.is_file()]

@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..core.clock import Clock, SystemClock
 from ..core.db import model_activations
 from ..core.errors import InputError, ModelError, NoModelError, ServiceUnavailable, TradenbError, one_line
+from ..core.storage import reach
 from ..features.sets import FeatureSet, from_json
 from . import tracking as records
 from .drift import Reference
@@ -75,11 +76,14 @@ class Registry:
     engine: Engine | None = None  # platform database, which gets a copy of the history
     clock: Clock = field(default_factory=SystemClock)
     gate: Gate = field(default_factory=Gate)
+    store: str | None = (
+        None  # where new experiments keep their files, as in s3://bucket/models; by default below the root
+    )
 
     @property
     def tracking(self) -> Tracking:
         "Where the trainings are recorded."
-        return Tracking(self.root, self.name, self.uri)
+        return Tracking(self.root, self.name, self.uri, self.store)
 
     @property
     def tracking_uri(self) -> str:
@@ -173,9 +177,14 @@ def open_registry(
     engine: Engine | None = None,  # platform database, for a copy of the history
     clock: Clock | None = None,
 ) -> Registry:
-    "The registry of the strategy that the settings name."
-    least = Gate(settings.registry.min_test_sessions, settings.registry.min_names)
-    return Registry(settings.root, settings.run.strategy, engine=engine, clock=clock or SystemClock(), gate=least)
+    "The registry of the strategy that the settings name, in the database and the storage that they name."
+    own, gate = settings.registry, Gate(settings.registry.min_test_sessions, settings.registry.min_names)
+    if own.artifacts:
+        reach(settings)
+    places = {"uri": own.uri or None, "store": own.artifacts.rstrip("/") or None}
+    return Registry(
+        settings.root, settings.run.strategy, engine=engine, clock=clock or SystemClock(), gate=gate, **places
+    )
 
 # %% ../../nbs/models/10_registry.ipynb #d132cae0
 def aliases(registry: Registry) -> Mapping[str, int]:  # alias → version

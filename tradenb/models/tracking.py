@@ -11,12 +11,13 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,9 @@ class Tracking:
     root: Path  # data root; everything of MLflow is under root/mlflow
     name: str  # of the experiment, and of the registered model
     uri: str | None = None  # database of MLflow, by default SQLite below the root
+    store: str | None = (
+        None  # where new experiments keep their files, as in s3://bucket/models; by default below the root
+    )
 
     @property
     def tracking_uri(self) -> str:
@@ -76,6 +80,7 @@ class Tracking:
 
     @property
     def artifacts(self) -> Path:
+        "The folder of the files, unless they are elsewhere."
         return self.root.resolve() / "mlflow" / "artifacts"
 
     def exists(self) -> bool:
@@ -100,7 +105,7 @@ def exists(tracking: Tracking) -> bool:
         found = _has_tables(tracking.tracking_uri)
     except SQLAlchemyError as error:
         raise _unavailable(tracking, error) from error
-    if not found and tracking.artifacts.is_dir():
+    if not found and tracking.store is None and tracking.artifacts.is_dir():
         raise ServiceUnavailable(
             f"MLflow's database {tracking.shown_uri} is empty or gone, and its artifacts in {tracking.artifacts} are there: expected the database that they belong to, restore it"
         )
@@ -147,9 +152,24 @@ def reaching(tracking: Tracking) -> Iterator[None]:
 # %% ../../nbs/models/09_tracking.ipynb #87b061ea
 def client(tracking: Tracking) -> MlflowClient:
     "MLflow's client on an existing database, or on one that is made now, by one process alone."
-    with reaching(tracking), nullcontext() if exists(tracking) else alone(tracking):
-        made = _connected(tracking)
-    return made
+    with reaching(tracking):
+        if exists(tracking):
+            return _connected(tracking)
+        with alone(tracking):
+            return _connected(tracking if exists(tracking) else _new(tracking))
+
+
+def _new(tracking: Tracking) -> Tracking:
+    "Records whose database exists. A file gets its name when its tables are whole: MLflow cannot go on with half of them, and a disk may run full meanwhile."
+    from sqlalchemy import make_url
+
+    url = make_url(tracking.tracking_uri)
+    if url.get_backend_name() == "sqlite" and url.database:
+        draft = Path(f"{url.database}.new")
+        draft.unlink(missing_ok=True)
+        _connected(replace(tracking, uri=f"sqlite:///{draft}"))
+        draft.replace(url.database)
+    return tracking
 
 
 def _connected(tracking: Tracking) -> MlflowClient:
@@ -169,7 +189,7 @@ def experiment_id(tracking: Tracking) -> str:
         if found := client.get_experiment_by_name(tracking.name):
             return found.experiment_id
         try:
-            return client.create_experiment(tracking.name, tracking.artifacts.as_uri())
+            return client.create_experiment(tracking.name, tracking.store or tracking.artifacts.as_uri())
         except MlflowException:  # another process was quicker
             if found := client.get_experiment_by_name(tracking.name):
                 return found.experiment_id
@@ -533,10 +553,19 @@ def local(tracking: Tracking, uri: str) -> Path:
 
     if uri.startswith(("file:", "/")):
         return Path(local_file_uri_to_path(uri))
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    copies = Path(mkdtemp(dir=_copies().name))
     try:
-        return Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=tracking.tracking_uri))
-    except (MlflowException, OSError) as error:
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(copies), tracking_uri=tracking.tracking_uri))
+    except (MlflowException, OSError, BotoCoreError, ClientError) as error:
         raise ModelError(f"the artifacts {uri} cannot be read: {one_line(error)}") from error
+
+
+@cache
+def _copies() -> TemporaryDirectory[str]:
+    "What was fetched, for the life of the process."
+    return TemporaryDirectory(prefix="tradenb-artifacts-")
 
 # %% ../../nbs/models/09_tracking.ipynb #35270508
 def log_search(
