@@ -10,7 +10,7 @@ unexport PYTHONHOME
 unexport PYTHONPATH
 
 BIN := .venv/bin
-SOURCES := nbs tests pipelines docs/build.py docs/conf.py
+SOURCES := nbs tests pipelines docs/*.py
 JOBS ?= 2
 ARGS ?=
 BENCH ?=

@@ -1,10 +1,9 @@
 "The site says what the code says: every setting, command and public name, and every notebook without its directives."
 
-import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -13,19 +12,22 @@ from tradenb.core.settings import SECRETS, Settings
 PROJECT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    "The builder, writing elsewhere."
-    spec = importlib.util.spec_from_file_location("docs_build", PROJECT / "docs" / "build.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.SOURCE = tmp_path_factory.mktemp("site")
-    return module
+sys.path.insert(0, str(PROJECT / "docs"))
+
+import books  # noqa: E402
+import layout  # noqa: E402
+import reference  # noqa: E402
 
 
-def test_every_setting_has_its_line_and_no_secret_a_default(site: ModuleType) -> None:
-    sections = site.settings_sections()
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    "The pages go to a folder of the test."
+    monkeypatch.setattr(layout, "SOURCE", tmp_path)
+    return tmp_path
+
+
+def test_every_setting_has_its_line_and_no_secret_a_default(elsewhere: Path) -> None:
+    sections = reference.settings_sections()
     assert {f"{s}.{k.name}" for s, keys in sections.items() for k in keys} == {
         f"{section}.{key}" for section, field in Settings.model_fields.items() for key in field.annotation.model_fields
     }
@@ -33,31 +35,31 @@ def test_every_setting_has_its_line_and_no_secret_a_default(site: ModuleType) ->
         for key in keys:
             assert key.about, f"{section}.{key.name} is not explained in settings.ini"
             assert not (key.default and f"{section}.{key.name}" in SECRETS)
-    page = site.settings_page()
+    page = reference.settings_page()
     assert "| `max_position_share` | `0.10` | number > 0 ≤ 1 |" in page
 
 
-def test_every_command_and_every_module_is_there(site: ModuleType) -> None:
+def test_every_command_and_every_module_is_there(elsewhere: Path) -> None:
     import typer
 
     from tradenb.cli.main import app
 
-    page = site.command_page()
+    page = reference.command_page()
     for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
         assert f"tradenb {name}" in page
-    names = site.api_pages()
+    names = reference.api_pages()
     assert "tradenb.portfolio.sizing" in names
-    text = (site.SOURCE / "reference/api/tradenb.portfolio.sizing.md").read_text()
+    text = (elsewhere / "reference/api/tradenb.portfolio.sizing.md").read_text()
     assert "## plan_orders" in text and "capital: Decimal,  # money that a weight of 1.0 stands for" in text
     assert "return " not in re.sub(r'".*?"|#.*', "", text), "bodies are in the notebooks"
 
 
-def test_notebooks_come_without_directives_and_links_to_folders_find_a_page(site: ModuleType) -> None:
+def test_notebooks_come_without_directives_and_links_to_folders_find_a_page(elsewhere: Path) -> None:
     book = PROJECT / "nbs" / "portfolio" / "05_sizing.ipynb"
-    site.place(book, book)
-    shown = json.loads((site.SOURCE / "nbs/portfolio/05_sizing.ipynb").read_text())
+    books.place(book, book)
+    shown = json.loads((elsewhere / "nbs/portfolio/05_sizing.ipynb").read_text())
     assert not any(re.search(r"^#\|", "".join(cell["source"]), re.MULTILINE) for cell in shown["cells"])
     folded = [cell for cell in shown["cells"] if "hide-input" in cell["metadata"].get("tags", [])]
     assert len(folded) == 2 and all("import" in cell["source"] and "def " not in cell["source"] for cell in folded)
-    assert site.to_pages("[rooms](../../nbs/core) [x](y.md)", Path("docs/guide")) == "[rooms](../../nbs/core/index.md) [x](y.md)"  # fmt: skip
-    assert set(site.ROOMS) == {path.name for path in (PROJECT / "nbs").iterdir() if path.is_dir() and any(path.glob("*.ipynb"))}  # fmt: skip
+    assert layout.to_pages("[rooms](../../nbs/core) [x](y.md)", Path("docs/guide")) == "[rooms](../../nbs/core/index.md) [x](y.md)"  # fmt: skip
+    assert set(layout.ROOMS) == {path.name for path in (PROJECT / "nbs").iterdir() if path.is_dir() and any(path.glob("*.ipynb"))}  # fmt: skip

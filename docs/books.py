@@ -1,0 +1,122 @@
+"The notebooks of the site: run where they lie, kept until something changes, shown without nbdev's directives."
+
+import hashlib
+import json
+import os
+import re
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from layout import PROJECT, ROOMS, RUN, say, to_pages, toctree, write
+
+
+def shown(book: dict[str, Any], folder: Path) -> dict[str, Any]:
+    "Without nbdev's directives, and without the cells that hold nothing else."
+    cells = []
+    for cell in book["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            if re.search(r"^#\|\s*hide\b", text, re.MULTILINE):
+                continue
+            text = re.sub(r"^#\|.*\n?", "", text, flags=re.MULTILINE).strip("\n")
+        else:
+            text = to_pages(text, folder)
+        if text.strip():
+            tags = {"metadata": {"tags": ["hide-input"]}} if cell["cell_type"] == "code" and only_imports(text) else {}
+            cells.append(cell | {"source": text} | tags)
+    return book | {"cells": cells}
+
+
+def only_imports(text: str) -> bool:
+    "Does a cell do nothing but import?"
+    return all(re.match(r"(from|import|if TYPE_CHECKING|[)#]|\s|$)", line) for line in text.splitlines())
+
+
+def key_of(book: Path, package: str) -> str:
+    "Changes when the notebook, the package or the settings do."
+    return hashlib.sha256(book.read_bytes() + package.encode()).hexdigest()[:24]
+
+
+def package_digest() -> str:
+    "Of all that a notebook's results depend on."
+    digest = hashlib.sha256((PROJECT / "settings.ini").read_bytes() + (PROJECT / "requirements.lock").read_bytes())
+    for path in sorted((PROJECT / "tradenb").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def run_book(book: Path, kept: Path) -> str | None:
+    "Run a notebook where it lies and keep it with its results; says what went wrong."
+    from execnb.shell import CaptureShell
+    from fastcore.nbio import read_nb, write_nb
+
+    os.environ["IN_TEST"] = "1"
+    os.chdir(book.parent)
+    shell, nb = CaptureShell(book, mpl_format="svg"), read_nb(book)
+    skip = lambda cell: cell.cell_type == "code" and re.search(r"^#\|\s*eval:\s*false", cell.source, re.MULTILINE)
+    try:
+        shell.run_all(nb, exc_stop=True, preproc=skip)
+    except Exception as error:
+        return f"{book.relative_to(PROJECT)}: {type(error).__name__}: {error}".splitlines()[0]
+    write_nb(nb, kept)
+    return None
+
+
+def books() -> list[Path]:
+    "All notebooks but the one that makes the README."
+    found = (PROJECT / "nbs").rglob("*.ipynb")
+    return sorted(path for path in found if ".ipynb_checkpoints" not in path.parts and path.parent.name != "nbs")
+
+
+def run_books(jobs: int) -> list[str]:
+    "Run every notebook that has changed; the ones that failed, each in a line."
+    RUN.mkdir(parents=True, exist_ok=True)
+    package = package_digest()
+    kept = {book: RUN / f"{key_of(book, package)}.ipynb" for book in books()}
+    for old in {*RUN.glob("*.ipynb")} - {*kept.values()}:
+        old.unlink()
+    todo, failed = [book for book, path in kept.items() if not path.exists()], []
+    os.environ |= {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "MPLBACKEND": "agg"}
+    with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=12) as pool:
+        running = {pool.submit(run_book, book, kept[book]): book for book in todo}
+        for n, done in enumerate(as_completed(running), 1):
+            say(f"notebooks {n} of {len(todo)}: {running[done].relative_to(PROJECT)}")
+            failed += [text] if (text := done.result()) else []
+    for book, path in kept.items():
+        place(book, path if path.exists() else book)
+    return failed
+
+
+def place(book: Path, content: Path) -> None:
+    "Put a notebook where the site has it."
+    there = book.relative_to(PROJECT)
+    write(
+        str(there), json.dumps(shown(json.loads(content.read_text(encoding="utf-8")), there.parent), ensure_ascii=False)
+    )
+
+
+def title_of(book: Path) -> tuple[str, str]:
+    "A notebook's title and the line below it."
+    cells = json.loads(book.read_text(encoding="utf-8"))["cells"]
+    text = "".join(next(cell["source"] for cell in cells if cell["cell_type"] == "markdown"))
+    title, said = re.search(r"^# (.+)$", text, re.MULTILINE), re.search(r"^> (.+)$", text, re.MULTILINE)
+    return (title[1] if title else book.stem), (said[1] if said else "")
+
+
+def room_pages() -> list[str]:
+    "A page for each room with its notebooks in reading order; their addresses."
+    pages = []
+    for room, about in ROOMS.items():
+        mine = [book for book in books() if book.relative_to(PROJECT / "nbs").parts[0] == room]
+        rows = [(book, *title_of(book)) for book in mine]
+        links = [f"| [{title}]({book.relative_to(PROJECT / 'nbs' / room)}) | {said} |" for book, title, said in rows]
+        names = [str(book.relative_to(PROJECT / "nbs" / room).with_suffix("")) for book in mine]
+        text = (
+            f"# {room}\n\n{about[0].upper()}{about[1:]}.\n\n| notebook | what it is about |\n|---|---|\n"
+            + "\n".join(links)
+        )
+        write(f"nbs/{room}/index.md", text + toctree(names))
+        pages.append(f"{room}/index")
+    return pages
