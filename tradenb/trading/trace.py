@@ -375,8 +375,6 @@ def fold(node: Node, few: int = FEW) -> Node:
     children: list[Node] = []
     for key, group in groups.items():
         children += [_together(group, few)] if key[0] != "alone" and len(group) > few else [fold(c, few) for c in group]
-    last = datetime.max.replace(tzinfo=UTC)
-    children.sort(key=lambda child: child.at or last)
     return Node(**{name: getattr(node, name) for name in Node.__slots__} | {"children": children})
 
 
