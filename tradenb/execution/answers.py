@@ -128,15 +128,12 @@ _ORDER = tuple(f.name for f in fields(StoredOrder))
 # %% ../../nbs/execution/17_answers.ipynb #f7586b1b
 def position_json(position: Position, price: Decimal | None) -> dict[str, Any]:
     "A position with its profit; market values are none without a price"
-    value, profit = (None, None) if price is None else (position.qty * price, position.unrealised_pnl(price))
-    return {name: getattr(position, name) for name in _POSITION} | {
-        "price": price,
-        "market_value": value,
-        "unrealised_pnl": profit,
-    }
-
-
-_POSITION = tuple(f.name for f in fields(Position))
+    told: dict[str, Any] = {"symbol": position.symbol, "qty": canonical(position.qty)}
+    told |= {"avg_entry_price": canonical(position.avg_entry_price), "realised_pnl": canonical(position.realised_pnl)}
+    if price is None:
+        return told | dict.fromkeys(("price", "market_value", "unrealised_pnl"))
+    value, profit = position.qty * price, position.unrealised_pnl(price)
+    return told | {"price": canonical(price), "market_value": canonical(value), "unrealised_pnl": canonical(profit)}
 
 
 def account_json(account: Account, positions: Mapping[str, Position], prices: Mapping[str, Decimal]) -> dict[str, Any]:

@@ -8,13 +8,18 @@ __all__ = ['MOST_DIGITS', 'SIDES', 'KINDS', 'MOVES_SHARES', 'AFTER', 'Outcome', 
            'BrokerPosition', 'BrokerAccount', 'MarketClock', 'MarketDay', 'Asset', 'brief', 'decimal', 'amount',
            'at_least_0', 'word', 'instant', 'moment', 'broker_order', 'broker_position', 'broker_account', 'kind_of',
            'goes_on', 'fill_of', 'effective', 'event_of', 'entry_of', 'Confirmed', 'Rejected', 'Unresolved', 'Denied',
-           'Refused', 'Unclear', 'patience', 'judgement', 'answered', 'Session', 'listed', 'alpaca_client', 'wire',
-           'Calls', 'Withheld', 'same', 'Submitting', 'dated', 'printed', 'ratio_of', 'MarketData', 'batched',
-           'nothing', 'Broker', 'lines_of', 'require_account']
+           'Refused', 'Unclear', 'patience', 'judgement', 'Answered', 'Reading', 'Line', 'Lines', 'written', 'Session',
+           'listed', 'alpaca_client', 'wire', 'Calls', 'Withheld', 'same', 'Submitting', 'dated', 'printed', 'ratio_of',
+           'MarketData', 'batched', 'nothing', 'Broker', 'lines_of', 'require_account']
 
 # %% ../../nbs/execution/07_broker.ipynb #2ee7aa8a
+import contextlib
 import json
 import random
+import select
+import socket
+import ssl
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -24,8 +29,9 @@ from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
+import httptools
+import orjson
 import requests
-import urllib3
 from tenacity import RetryCallState, Retrying, stop_after_attempt
 
 from ..core.clock import NEW_YORK, Stopwatch, new_york, sleep
@@ -382,21 +388,147 @@ MOST_BYTES = 64 * 1024 * 1024  # of an answer
 CHUNK = 1 << 16
 
 
-def answered(raw: Any, url: str, longest_s: float) -> requests.Response:
-    "An answer read to its end, within limits"
-    watch, parts, size = Stopwatch(), list[bytes](), 0
-    while part := raw.read1(CHUNK):
-        parts.append(part)
-        size += len(part)
-        if size > MOST_BYTES or watch.seconds > longest_s:
-            raw.close()
-            raise requests.Timeout(f"{url} answered {size} bytes in {watch.seconds:.1f} s, and had not ended")
-    response = requests.Response()
-    response.status_code, response.reason, response.url = raw.status, raw.reason, url
-    response.headers.update(raw.headers)
-    response._content, response.encoding = b"".join(parts), "utf-8"
-    raw.release_conn()
-    return response
+class Answered(requests.Response):
+    "An answer that was read to its end"
+
+    def __init__(self, status: int, reason: str, headers: Mapping[str, str], body: bytes, url: str):
+        self.status_code, self.reason, self.url, self.encoding = status, reason, url, "utf-8"
+        self.headers = requests.structures.CaseInsensitiveDict(headers)
+        self._content, self._content_consumed, self._next = body, True, None
+        self.raw = self.request = self.connection = None  # type: ignore[assignment]
+        self.history = []
+
+    def json(self, **_: Any) -> Any:
+        "What it says"
+        try:
+            return orjson.loads(self._content or b"")
+        except ValueError as error:
+            raise requests.exceptions.JSONDecodeError(str(error), "", 0) from error
+
+
+class Reading:
+    "An answer while it comes in: called by the parser"
+
+    def __init__(self) -> None:
+        self.parser = httptools.HttpResponseParser(self)
+        self.headers, self.parts, self.size = dict[str, str](), list[bytes](), 0
+        self.reason, self.told, self.ended, self.more = "", False, False, False
+
+    def on_message_begin(self) -> None:
+        self.more = self.ended  # somebody answers twice
+
+    def on_status(self, reason: bytes) -> None:
+        self.reason = reason.decode("latin-1")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        self.told = self.parser.get_status_code() >= 200
+
+    def on_body(self, part: bytes) -> None:
+        if not self.ended:
+            self.parts.append(part)
+
+    def on_message_complete(self) -> None:
+        if self.told:
+            self.ended = True
+        else:
+            self.headers.clear()  # "100 Continue" is no answer
+
+    def take(self, data: bytes) -> None:
+        "The next bytes; none when the other side has hung up, which ends an answer that does not say how long it is"
+        self.size += len(data)
+        if data:
+            return self.parser.feed_data(data)
+        if not self.told or self.headers.keys() & {"content-length", "transfer-encoding"}:
+            raise ConnectionResetError("the connection was closed in the middle of an answer")
+        self.ended = self.more = True
+        return None
+
+
+class Line:
+    "A connection, which one request after the other goes over"
+
+    def __init__(self, host: str, port: int, timeout_s: float, tls: ssl.SSLContext | None):
+        plain = socket.create_connection((host, port), timeout_s)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = tls.wrap_socket(plain, server_hostname=host) if tls else plain
+        self._poll = select.poll()
+        self._poll.register(self.socket, select.POLLIN)
+
+    @property
+    def is_silent(self) -> bool:
+        "Whether nothing has come since the last answer, not even its end"
+        return not self._poll.poll(0)
+
+    def ask(self, request: bytes, longest_s: float) -> Reading:
+        "Send a request and read the answer, within limits"
+        watch, reading = Stopwatch(), Reading()
+        self.socket.sendall(request)
+        while not reading.ended:
+            reading.take(self.socket.recv(CHUNK))
+            if reading.size > MOST_BYTES or (watch.seconds > longest_s and not reading.ended):
+                raise TimeoutError(f"{reading.size} bytes in {watch.seconds:.1f} s, and had not ended")
+        return reading
+
+    def close(self) -> None:
+        "Hang up"
+        with contextlib.suppress(OSError):
+            self.socket.close()
+
+# %% ../../nbs/execution/07_broker.ipynb #915f6113
+class Lines:
+    "Connections that are free"
+
+    def __init__(self, timeout_s: float, most: int = 64):
+        self.timeout_s, self.most = timeout_s, most
+        self._free: dict[tuple[str, str, int], deque[Line]] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    def _opened(self, scheme: str, host: str, port: int) -> Line:
+        if scheme == "https" and self._tls is None:
+            self._tls = ssl.create_default_context(cafile=requests.certs.where())
+        return Line(host, port, self.timeout_s, self._tls if scheme == "https" else None)
+
+    def _silent(self, free: deque[Line]) -> Line | None:
+        with contextlib.suppress(IndexError):  # somebody was quicker
+            while free:
+                if (line := free.pop()).is_silent:
+                    return line
+                line.close()
+        return None
+
+    def ask(self, scheme: str, host: str, port: int, request: bytes) -> Reading:
+        "The answer to a request, over a connection that is free, or a new one"
+        free = self._free.setdefault((scheme, host, port), deque())
+        line = self._silent(free) or self._opened(scheme, host, port)
+        try:
+            reading = line.ask(request, 3 * self.timeout_s)
+        except BaseException:
+            line.close()
+            raise
+        if reading.more or not reading.parser.should_keep_alive() or len(free) >= self.most:
+            line.close()
+        else:
+            free.append(line)
+        return reading
+
+    def close(self) -> None:
+        "Hang up all that are free"
+        for free in self._free.values():
+            while free:
+                free.pop().close()
+
+# %% ../../nbs/execution/07_broker.ipynb #f94dec57
+def written(method: str, target: str, host: str, headers: Mapping[str, Any], body: bytes) -> bytes:
+    "A request as it goes over the wire; `InvalidHeader` for one that would say more than it means"
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", "Accept-Encoding: identity"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if any("\n" in line or "\r" in line for line in lines):
+        raise requests.exceptions.InvalidHeader("a header, or the address, has a line break in it")
+    size = [f"Content-Length: {len(body)}"] if body or method in ("POST", "PUT", "PATCH") else []
+    return "\r\n".join([*lines, *size, "", ""]).encode("latin-1") + body
 
 
 Told = Callable[[int, float], None]  # HTTP status, 0 for no answer; seconds
@@ -414,9 +546,7 @@ class Session(requests.Session):
         self.timeout_s, self._mounted, self.told = timeout_s, True, _untold
         super().__init__()
         self.trust_env, self._mounted = False, False
-        patience = urllib3.Timeout(connect=timeout_s, read=timeout_s)
-        more = {"num_pools": 4, "maxsize": connections, "ca_certs": requests.certs.where()}
-        self._pool = urllib3.PoolManager(timeout=patience, retries=False, **more)  # type: ignore[arg-type]
+        self._lines = Lines(timeout_s, connections)
 
     def mount(self, prefix: Any, adapter: Any) -> None:
         "An adapter of somebody else takes over"
@@ -426,7 +556,7 @@ class Session(requests.Session):
     def close(self) -> None:
         "Let go of the connections"
         super().close()
-        self._pool.clear()
+        self._lines.close()
 
     def request(self, method: str, url: str, **options: Any) -> requests.Response:  # type: ignore[override]
         "One request under the present trace, measured; without redirects, cookies or repeats; errors are those of `requests`"
@@ -442,19 +572,25 @@ class Session(requests.Session):
     def _request(self, method: str, url: str, **options: Any) -> requests.Response:
         if self._mounted:
             return super().request(method, url, timeout=self.timeout_s, **options)
-        headers, body = options["headers"], options.get("json")
+        headers, body = options["headers"], b""
         if query := options.get("params"):
             url += "?" + (query if isinstance(query, str) else urlencode(listed(query)))
-        if body is not None:
-            headers["Content-Type"], body = "application/json", json.dumps(body).encode()
+        if (said := options.get("json")) is not None:
+            headers["Content-Type"], body = "application/json", json.dumps(said).encode()
+        if not url.isascii() or " " in url:
+            url = requests.utils.requote_uri(url)
+        place = urlsplit(url)
+        port = place.port or (443 if place.scheme == "https" else 80)
+        target = (place.path or "/") + (f"?{place.query}" if place.query else "")
         try:
-            raw = self._pool.request(method, url, body=body, headers=headers, redirect=False, preload_content=False)
-            return answered(raw, url, 3 * self.timeout_s)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+            request = written(method, target, place.netloc.rpartition("@")[2], headers, body)
+            got = self._lines.ask(place.scheme, place.hostname or "", port, request)
+        except (OSError, httptools.HttpParserError) as error:
             if isinstance(error, requests.RequestException):
                 raise
-            kind = requests.Timeout if isinstance(error, urllib3.exceptions.TimeoutError) else requests.ConnectionError
-            raise kind(f"{method} {urlsplit(url).path}: {brief(error)}") from error
+            kind = requests.Timeout if isinstance(error, TimeoutError) else requests.ConnectionError
+            raise kind(f"{method} {place.path}: {brief(error) or type(error).__name__}") from error
+        return Answered(got.parser.get_status_code(), got.reason, got.headers, b"".join(got.parts), url)
 
 
 def listed(query: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -24,7 +24,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from ..core import db
 from ..core.clock import NEW_YORK, Clock
-from .commits import Writer
+from .commits import Prepared, Writer, asked
 from tradenb.execution.entries import (
     Account,
     CashEvent,
@@ -490,7 +490,7 @@ def differing(connection: Connection) -> list[tuple[str, Position | None, Positi
     return [(s, cached.get(s), counted.get(s)) for s in symbols if cached.get(s) != counted.get(s)]
 
 # %% ../../nbs/execution/06_ledger.ipynb #1db8e73a
-_HELD = select(*(db.positions.c[f.name] for f in fields(Position))).order_by(db.positions.c.symbol)
+_HELD = Prepared(select(*(db.positions.c[f.name] for f in fields(Position))).order_by(db.positions.c.symbol))
 
 
 class Ledger(OrderViews):
@@ -541,8 +541,8 @@ class Ledger(OrderViews):
     def positions(self) -> dict[str, Position]:
         "Cached positions by symbol, closed ones included (they carry realised profit)"
         with self.reading() as connection:
-            rows = connection.execute(_HELD).all()
-        return {row[0]: Position(*row) for row in rows}
+            (rows,) = asked(connection, (_HELD, {}))
+        return {row.symbol: Position(*row) for row in rows}
 
     def account(self) -> Account:
         "Cash and its parts"

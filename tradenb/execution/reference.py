@@ -24,6 +24,7 @@ from ..core.clock import NEW_YORK, Clock
 from ..core.errors import BrokerUnavailable, DependencyError, TradenbError, one_line
 from ..core.logs import get_logger
 from .broker import Asset, Broker
+from .commits import asked
 from tradenb.execution.controls import (
     LOSSES,
     NEED_EQUITY,
@@ -39,8 +40,8 @@ from tradenb.execution.controls import (
 )
 from .orders import OrderIntent
 from .states import FINAL, OrderStatus
-from .switch import EVERYTHING, Level, Switch
-from .tally import Exposure, Tally, acknowledged_gross
+from .switch import EVERYTHING, IN_FORCE, Level, Switch
+from .tally import MARK, Exposure, Tally, acknowledged_gross
 
 # %% ../../nbs/execution/10_reference.ipynb #7f550424
 def limits_of(section: Any) -> Limits:
@@ -336,8 +337,8 @@ class Judging:
         since = max(Decimal(0), self.exposure.gross - account.known_gross)
         return {name: getattr(account, name) for name in names} | {"committed": since}
 
-    def _switch(self, connection: Connection, intent: OrderIntent) -> dict[str, Any]:
-        standing = self.switch.standing(intent.strategy, intent.symbol, connection)
+    def _switch(self, rows: Sequence[Any], intent: OrderIntent) -> dict[str, Any]:
+        standing = self.switch.standing(intent.strategy, intent.symbol, rows=rows)
         if standing is None:
             return {}
         return {"reduce_only" if standing.level is Level.REDUCE else "blocked": standing.line}
@@ -345,13 +346,15 @@ class Judging:
     def state(self, connection: Connection, intent: OrderIntent, name: str, parent: Parent | None = None) -> RiskState:
         "What is known when this order is judged"
         now, day, symbol = self.clock.now(), intent.trade_date, intent.symbol
-        tally = self.tally.follow(connection, now, day)
-        exposure = self.exposure.update(connection, self.reference.prices)
+        events = self.tally.question(connection, now, day)
+        standing, heard, mark = asked(connection, IN_FORCE, events, MARK)
+        tally = self.tally.hear(connection, heard)
+        exposure = self.exposure.update(connection, self.reference.prices, mark)
         buying, selling, _ = tally.working.get(symbol, (Decimal(0),) * 3)
         purpose = (intent.strategy, symbol, str(intent.side), day, intent.sequence)
         family = used_of(connection, parent, name, self.dry_run) if parent else (None, Decimal(0))
         return RiskState(
-            **self._switch(connection, intent),
+            **self._switch(standing, intent),
             **self._market(symbol),
             **self._account(),
             traded=tally.traded.get((symbol, day), Decimal(0)),

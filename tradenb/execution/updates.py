@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..core import db
 from ..core.clock import NEW_YORK
-from ..core.errors import one_line
+from ..core.errors import TradenbError, one_line
 from ..core.logs import get_logger, is_configured
 from .broker import BrokerOrder, broker_order, decimal, entry_of, instant
 from .entries import Entry, Fill
@@ -491,6 +491,7 @@ class Updates:
         self._stream = open_stream(url, key_id, secret, self.listener, self._wake.set, idle_s)
         self._thread = threading.Thread(target=self._keep, name="trade_updates", daemon=True)
         self._worker = threading.Thread(target=self._run, name="trade_updates worker", daemon=True)
+        self.on_booked: Callable[[], object] = lambda: None  # called by the worker after there was news
 
     def _keep(self) -> None:
         while not self._leaving.is_set():
@@ -506,9 +507,12 @@ class Updates:
             self._wake.wait(pause if self.listener.behind and self.listener.subscribed else None)
             self._wake.clear()
             self._stopping.wait(LINGER_S)
-            self.listener.work()
+            news = self.listener.work()
             if self.listener.subscribed:
                 self.listening.set()
+            if news:
+                with contextlib.suppress(TradenbError):
+                    self.on_booked()
             pause = min(2 * pause, LONGEST_PAUSE_S) if self.listener.behind else 1.0
 
     def start(self) -> "Updates":
