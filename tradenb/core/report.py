@@ -779,6 +779,10 @@ def bars(
 
 
 def _lie(axes: "Axes", names: Sequence[Any], values: Sequence[float], colours: Sequence[str]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    figure = axes.get_figure(root=True)
+    axes.xaxis.set_major_locator(MaxNLocator(int((figure.get_figwidth() if figure else FULL) / 1.5)))
     axes.barh(names, values, 0.7, color=colours)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")

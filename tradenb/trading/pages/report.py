@@ -120,11 +120,10 @@ def _earned(day: DayReport, first: bool) -> str:
 
 
 def _done(summary: Mapping[str, Any]) -> str:
-    statuses = summary.get("statuses") or {}
-    others = ", ".join(f"{n} {status_name(k).lower()}" for k, n in statuses.items() if k != "filled")
-    filled = f"{statuses.get('filled', summary.get('fills') or 0)} of {counted(summary.get('orders') or 0, 'order')} filled"  # fmt: skip
+    statuses, whole = summary.get("statuses") or {}, summary.get("orders") or 0
+    filled = f"{statuses.get('filled', summary.get('fills') or 0)} of {counted(whole, 'order')} filled"
     books = "our books agree with the broker's" if summary.get("matched") else "our books do not agree with the broker's"  # fmt: skip
-    return sentence("; ".join([filled, *([others] if others else []), books]))
+    return sentence(f"{filled if whole else 'nothing had to be traded'}; {books}")
 
 # %% ../../../nbs/trading/pages/08_report.ipynb #2fba450d
 def figures(day: DayReport) -> Block:
