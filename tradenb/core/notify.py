@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORBIDS', 'T', 'TONES', 'SENDING', 'SENT', 'PARTLY', 'FAILED', 'LATE', 'THROTTLED', 'UNSENT', 'OFF', 'HEARD',
            'UNHEARD', 'STORM', 'LOCK', 'KEY', 'Kind', 'Message', 'run_ended', 'run_failed', 'halted', 'page_link',
-           'at_once', 'Reasons', 'without_tokens', 'deliver', 'addresses', 'Claim', 'claim', 'books', 'Channels',
-           'Recorded', 'Notifier', 'notifier_of', 'halt_teller', 'settle', 'told', 'undelivered']
+           'at_once', 'Reasons', 'without_tokens', 'deliver', 'deliverable', 'addresses', 'Claim', 'claim', 'books',
+           'Channels', 'Recorded', 'Notifier', 'notifier_of', 'halt_teller', 'settle', 'told', 'undelivered']
 
 # %% ../../nbs/core/13_notify.ipynb #835af30d
 import atexit
@@ -225,6 +225,13 @@ def deliver(
             return ""
     why = "; ".join(reasons.lines) or "it was not taken"
     return f"{channel.service_name}: {without_tokens(why, url, channel.host or '')}"[:300]
+
+
+def deliverable(url: str) -> bool:
+    "Does Apprise understand this address?"
+    from apprise import Apprise
+
+    return Apprise.instantiate(url) is not None
 
 
 def addresses(value: str) -> tuple[str, ...]:
