@@ -31,7 +31,7 @@ from tradenb.core.db import (
     run_signals,
     runs,
 )
-from ..core.errors import DependencyError
+from ..core.errors import DataError, DependencyError
 from ..core.logs import get_logger
 from ..execution.entries import CashEvent, Entry
 from ..execution.ledger import COUNTS, cash_event_of, fill_of
@@ -200,9 +200,15 @@ def snapshots(engine: Engine, run_id: str) -> list[Mapping[str, Any]]:  # Rows o
 
 
 def _equity(engine: Engine, row: Row[Any] | None) -> Decimal:
-    query = select(account_snapshots.c.equity).filter_by(run_id=row.run_id if row else "", moment="close")
+    if row is None:
+        return ZERO
     with engine.connect() as connection:
-        return connection.execute(query).scalar() or ZERO
+        kept = connection.execute(
+            select(account_snapshots.c.equity).filter_by(run_id=row.run_id, moment="close")
+        ).scalar()
+    if kept is None:
+        raise DataError(f"run {row.run_id} kept no account at its close: its reconciliation has not come to its end")
+    return kept
 
 
 def _benchmark(run: Run, bars: pl.DataFrame, since: date | None) -> float | None:

@@ -28,7 +28,7 @@ from ..core.errors import DataError
 from ..core.settings import Settings
 from ..execution.entries import Entry, Fill, rounded
 from ..models.registry import open_registry
-from ..portfolio.backtest import ZERO, Account, Plan, held_weight
+from ..portfolio.backtest import ZERO, Account, Floats, Plan, held_weight
 from ..portfolio.backtest import Fill as Trade
 from ..portfolio.backtest import Run as Book
 from ..portfolio.costs import Charges, Costs
@@ -90,14 +90,13 @@ class Sized(Book):
         if t != len(self.dates) - 1 or self.wanted.weights.is_empty():
             return []
         held = {self.market.symbols[row]: shares for row, shares in self.account.shares.items()}
-        return [order for order in self.wanted.orders(held, self._values(t), self._gone(t)) if order.side]
+        marks, closes = self._prices(self.known.marks, t), self._prices(self.market.close, t)
+        return [order for order in self.wanted.orders(held, marks, closes, self._gone(t)) if order.side]
 
-    def _values(self, t: int) -> dict[str, Decimal]:
-        "What a share of each name held was worth in the morning."
-        known = (
-            (row, reference_price(self.known.marks[row, t - 1], self.market.ratio[row, t]))
-            for row in self.account.shares
-        )
+    def _prices(self, of: Floats, t: int) -> dict[str, Decimal]:
+        "Of what is held, at the close before, in the shares of the session."
+        ratio = self.market.ratio[:, t]
+        known = ((row, reference_price(of[row, t - 1], ratio[row])) for row in self.account.shares)
         return {self.market.symbols[row]: price for row, price in known if price is not None}
 
     def _gone(self, t: int) -> set[str]:
@@ -124,17 +123,22 @@ class Wanted:
         return cls(pl.DataFrame(table, schema=schema, orient="row"), prices, capital, max_position_share, fractional)
 
     def orders(
-        self, held: Mapping[str, Decimal], values: Mapping[str, Decimal], gone: Iterable[str]
+        self,
+        held: Mapping[str, Decimal],  # Signed shares
+        marks: Mapping[str, Decimal],  # What they are worth
+        closes: Mapping[str, Decimal],  # The same, of names that traded on the day before
+        gone: Iterable[str],  # Delisted this morning
     ) -> list[PlannedOrder]:
-        "The orders from what is held to what was wanted; names without a price stay."
+        "The orders from what is held to what was wanted; a name without a price stays, one that the run did not know of is closed."
+        named = set(self.weights["symbol"])
+        prices = {s: p for s, p in closes.items() if s not in named} | dict(self.prices)
         weights = {
-            s: held_weight(q * (self.prices.get(s) or values.get(s, ZERO)), Decimal(1), self.capital)
-            for s, q in held.items()
+            s: held_weight(q * (prices.get(s) or marks.get(s, ZERO)), Decimal(1), self.capital) for s, q in held.items()
         }
-        names = [*self.weights["symbol"], *held]
-        around = context(names, weights, {*gone, *names} - (self.prices.keys() - set(gone)))
-        terms = (self.capital, self.max_position_share, self.fractional)
-        return plan_orders(self.weights, {}, around, self.prices, held, *terms)
+        around = context([*named, *held], weights, {*gone, *({*named, *held} - prices.keys())})
+        return plan_orders(
+            self.weights, {}, around, prices, held, self.capital, self.max_position_share, self.fractional
+        )
 
 # %% ../../nbs/trading/11_gap.ipynb #edc4f1ae
 class Executed(Book):
