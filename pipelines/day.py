@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy import Engine, Row
 
 from pipelines.index import refresh_index
+from pipelines.published import publish_index
 from tradenb.core.calendar import is_session, next_session, require_session, session, sessions
 from tradenb.core.clock import NEW_YORK, Clock, SystemClock
 from tradenb.core.db import connect, migrate
@@ -166,6 +167,7 @@ def desk(settings: Settings) -> Iterator[None]:
             yield
         finally:
             refresh_index(settings)
+            publish_index(settings)
 
 
 # ---- one day, many days
@@ -286,4 +288,6 @@ def result_of(settings: Settings, engine: Engine, row: Row[Any], repeated: bool)
         for s in records.stages(engine, row.run_id).values()
     ]
     report = report_path(settings.root, row.trade_date, row.run_id)
-    return DayResult(row.run_id, row.trade_date, row.status, repeated, report, stages, row.summary or {}, row.error, row.trace_id)
+    return DayResult(
+        row.run_id, row.trade_date, row.status, repeated, report, stages, row.summary or {}, row.error, row.trace_id
+    )

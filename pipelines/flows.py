@@ -27,6 +27,7 @@ from pipelines import day as days
 from pipelines import shown, upkeep
 from pipelines.engine import run_notebook
 from pipelines.notices import telling
+from pipelines.published import fetch_run, publish_run
 from pipelines.render import link, render, write_page
 from tradenb.core.clock import NEW_YORK, Stopwatch, SystemClock
 from tradenb.core.db import connect, migrate
@@ -138,6 +139,7 @@ def trade(settings: Settings, day: date) -> None:
     engine = migrate(connect(database_url(settings)))
     try:
         days.require_forwards(engine, settings.run.strategy, day)
+        fetch_run(settings, run_folder(settings.root, day, records.run_id_of(settings.run.strategy, day)))
         with telling(settings, engine, day), running(settings, day) as ready:
             run = start_run(ready, day)
             try:
@@ -165,6 +167,7 @@ def perform(run: Run) -> None:
             raise
         finally:
             link(run.folder, LINKS)
+            publish_run(run.settings, run.folder)
             shown.show_day(run)
 
 

@@ -112,11 +112,15 @@ def _row_of(settings: Settings, row: Row[Any], stages: Sequence[Any]) -> IndexRo
 
 
 def address_of(root: Path, row: Row[Any]) -> str:
-    "The page to open of a run, relative to the index: the day's, else the newest that there is, else its folder."
+    "The page to open of a run, relative to the index: the day's, else the newest that there is, else its folder. What ran on another machine left nothing here."
     from pipelines.flows import report_path
 
     page = report_path(root, row.trade_date, row.run_id)
-    page = page if page.is_file() else max(page.parent.glob("[0-9]_*.html"), default=page.parent)
+    page = (
+        page
+        if page.is_file() or not page.parent.is_dir()
+        else max(page.parent.glob("[0-9]_*.html"), default=page.parent)
+    )
     return page.relative_to(root / "runs").as_posix()
 
 
@@ -284,8 +288,8 @@ def _search(newest_first: Sequence[IndexRow]) -> Block:
     return Block(f"<h2>All runs</h2><p id=find hidden>{field} <span id=count class=tn-note></span></p>")
 
 
-COLUMNS = ("Date", "Run", "Status", "P&L", "Return", "Equity", "Orders", "Fills", "Books", "Model", "What to look at")
-LEFT = {"Date", "Run", "Status", "Model", "What to look at"}
+COLUMNS = ("Run", "Status", "P&L", "Return", "Equity", "Orders", "Fills", "Books", "Model", "What to look at")
+LEFT = {"Run", "Status", "Model", "What to look at"}
 
 
 def _table(rows: Sequence[IndexRow]) -> Block:
@@ -301,13 +305,13 @@ def _index_row(row: IndexRow) -> str:
     books = {True: "agree", False: "differ", None: "–"}[row.reconciled]
     verdict = row.verdict or "blue"
     return (
-        f'<tr{" class=tn-bad" if verdict == "red" else ""} data-t="{escape(searched(row))}"><td class="tn-l tn-day">{row.trade_date}</td>'
+        f'<tr{" class=tn-bad" if verdict == "red" else ""} data-t="{escape(searched(row))}">'
         f'<td class="tn-l tn-day"><a href="{escape(row.address)}">{escape(row.run_id)}</a></td>'
         f'<td class="tn-l tn-day"><span class="tn-badge tn-{verdict}">{escape(row.status.replace("_", " "))}</span></td>'
         f"<td{sign}>{text_of(row.pnl, 'pnl')}</td><td{sign}>{text_of(row.daily_return, 'change')}</td><td>{text_of(row.equity, 'dollars')}</td>"
         f"<td>{text_of(row.orders, 'integer')}</td><td>{text_of(row.fills, 'integer')}</td>"
         f"<td{' class=tn-down' if row.reconciled is False else ''}>{books}</td><td class=tn-l>{escape(row.model)}</td>"
-        f"<td class=tn-l>{escape(row.reason)}</td></tr>"
+        f'<td class=tn-l><span class=tn-clip title="{escape(row.reason)}">{escape(row.reason)}</span></td></tr>'
     )
 
 

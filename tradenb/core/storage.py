@@ -247,12 +247,13 @@ def give_back(lock: BucketLock) -> None:
 def publish(
     folder: Path,  # What to copy, with everything below it
     address: str,  # Where it goes
-    only: str = "*",  # Names to copy
+    deep: bool = True,  # And what lies in folders below it
 ) -> int:  # Files that were sent
     "Copy the files of a folder that are not at `address` yet; `ServiceUnavailable` when that does not work."
-    there, sent = listed(address), 0
+    there, sent = listed(address, deep), 0
+    files = folder.rglob("*") if deep else folder.glob("*")
     with answering(address):
-        for file in sorted(path for path in folder.rglob(only) if path.is_file() and not path.name.startswith(".")):
+        for file in sorted(path for path in files if path.is_file() and not path.name.startswith(".")):
             name = file.relative_to(folder).as_posix()
             if there.get(name) != fingerprint(file):
                 send(file, bucket_of(address), name)
@@ -265,11 +266,15 @@ def fingerprint(file: Path) -> str:
     return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def listed(address: str) -> dict[str, str]:
+def listed(address: str, deep: bool = True) -> dict[str, str]:
     "What lies below an address: name to fingerprint."
     bucket = bucket_of(address)
     with answering(address):
-        pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket.name, Prefix=bucket.key(""))
+        pages = (
+            client()
+            .get_paginator("list_objects_v2")
+            .paginate(Bucket=bucket.name, Prefix=bucket.key(""), Delimiter="" if deep else "/")
+        )
         rows = [row for page in pages for row in page.get("Contents", [])]
     skip = len(bucket.key(""))
     return {row["Key"][skip:]: row["ETag"].strip('"') for row in rows}
