@@ -12,7 +12,22 @@ from typing import Annotated
 import typer
 
 import tradenb
-from . import data, day, exchange, kill, lake, model, orders, replay, reports, research, services, watch
+from tradenb.cli import (
+    data,
+    day,
+    doctor,
+    exchange,
+    kill,
+    lake,
+    model,
+    notify,
+    orders,
+    replay,
+    reports,
+    research,
+    services,
+    watch,
+)
 from ..core.errors import ConfigError, TradenbError, one_line
 
 # %% ../../nbs/cli/17_main.ipynb #baf98444
@@ -24,7 +39,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (day, replay, reports, orders, kill, research, model, data, lake, services, watch, exchange):
+for part in (
+    day,
+    replay,
+    reports,
+    orders,
+    kill,
+    research,
+    model,
+    data,
+    lake,
+    services,
+    doctor,
+    notify,
+    watch,
+    exchange,
+):
     app.add_typer(part.commands)
 
 
