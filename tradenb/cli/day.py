@@ -115,9 +115,14 @@ def backfill(
     settings = settings_from(overrides, market__symbols=symbols, portfolio__capital=capital, market__source=source)
     first, last, results = date_of(start), date_of(end), []
     observe(settings, "run")
+
+    def told(result: "DayResult") -> None:
+        results.append(result)
+        show_line(result)
+
     try:
         with live(verbose), desk(settings):
-            run_days(settings, first, last, lambda done: (results.append(done), show_line(done))[0])
+            run_days(settings, first, last, told)
     finally:
         write_json(output, [asdict(done) for done in results])
     console().print(f"{len(results)} sessions; index {settings.root / 'runs' / 'index.html'}")
