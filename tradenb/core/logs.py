@@ -59,7 +59,7 @@ def bind(
 # %% ../../nbs/core/05_logs.ipynb #0bcbbd08
 SCHEMA = ("timestamp", "level", "service", "event", "trace_id", "run_id", "context")
 LEVELS = ("debug", "info", "warning", "error", "critical")
-SECRET_KEYS = re.compile(r"secret|password|passwd|api_?key|token|authorization|apca", re.IGNORECASE)
+SECRET_KEYS = re.compile(r"secret|passw(or)?d|api[-_ ]?key|token|authorization|cookie|signature|apca", re.IGNORECASE)
 
 
 @lru_cache(maxsize=4096)
