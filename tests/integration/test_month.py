@@ -1,0 +1,128 @@
+"""Sessions in a row, from the command line, at an exchange that loses messages and never money.
+
+Five sessions of forty symbols by default; `TRADENB_MONTH_SESSIONS=21` (as in `make test-long`) makes it a month of a hundred.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tradenb.core import db, web
+from tradenb.core.calendar import sessions, shift
+from tradenb.core.clock import Stopwatch
+from tradenb.core.settings import load
+from tradenb.exchange.faults import Plan
+from tradenb.exchange.service import from_settings
+from tradenb.trading.gap import BACKTEST, GAP_CAUSES, PAPER, Parity, parity
+from tradenb.trading.orchestrator import planning_time
+from tradenb.trading.run import open_run
+from tradenb.trading.services import provide_feed
+
+FIRST = date(2020, 1, 3)
+DAYS = int(os.environ.get("TRADENB_MONTH_SESSIONS", "5"))
+SYMBOLS = 40 if DAYS <= 5 else 100
+MONTH = sessions(FIRST, shift(FIRST, DAYS - 1))
+KEYS = {"TRADENB_EXECUTION__BROKER_KEY_ID": "month", "TRADENB_EXECUTION__BROKER_SECRET": "sesame"}
+MILD = Plan.model_validate(
+    {
+        "seed": 7,
+        "rules": [
+            {"kind": "gateway_timeout_after", "on": "POST /v2/orders", "probability": 0.05},
+            {"kind": "reset_before", "on": "POST /v2/orders", "probability": 0.05},
+            {"kind": "reset_after", "on": "POST /v2/orders", "probability": 0.03},
+            {"kind": "server_error", "on": "GET /v2/*", "probability": 0.02, "status": 503},
+            {"kind": "drop_event", "on": "trade_updates", "probability": 0.05},
+            {"kind": "duplicate_event", "on": "trade_updates", "probability": 0.05},
+            {"kind": "reorder_events", "on": "trade_updates", "probability": 0.05, "seconds": 0.02},
+            {"kind": "disconnect", "on": "trade_updates", "probability": 0.01},
+        ],
+    }
+)
+
+
+@dataclass
+class Month:
+    "What there is when it is over."
+
+    desk: Any
+    faults: dict[str, int]  # how often each kind happened
+    seconds: float
+    beside: Parity
+
+
+@pytest.fixture(scope="module")
+def month(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_desk: Any) -> Month:
+    root = tmp_path_factory.mktemp("month") / "data"
+    desk, begun = make_desk(root, env=KEYS), 0
+    if SYMBOLS == 40:  # the day that other tests begin with, too
+        shutil.copytree(request.getfixturevalue("first_day"), root)
+        begun = 1
+    else:
+        desk.settings |= {"demo.symbols": SYMBOLS, "portfolio.top_n": SYMBOLS // 5, "portfolio.bottom_n": SYMBOLS // 5}
+    settings = load({name: str(value) for name, value in desk.settings.items()} | {"core.root": str(root)}, env=KEYS)
+    provide_feed(settings, MONTH[0])
+    app, watch = from_settings(settings, start=planning_time(MONTH[0]), plan=MILD), Stopwatch()
+    with web.serving(app) as url:
+        where = {"services.exchange_url": url}
+        answer = desk.tradenb("backfill", "--from", str(MONTH[begun]), "--to", str(MONTH[-1]), **where)
+        assert answer.code == 0, answer.err
+        seconds, done = watch.seconds, app.state.faults.done
+    runs = [open_run(str(root), str(day), f"{day}-alpha158_ls") for day in MONTH]
+    beside = parity(runs)
+    for run in runs:
+        run.engine.dispose()
+    kinds = [fault.kind.value for fault in done]
+    return Month(desk, {kind: kinds.count(kind) for kind in sorted(set(kinds))}, seconds, beside)
+
+
+def test_every_session_is_completed_reconciled_and_reported(month: Month) -> None:
+    print(f"{DAYS} sessions of {SYMBOLS} symbols: {month.seconds:.0f} s, faults {month.faults}")
+    rows = {row["trade_date"]: row for row in month.desk.rows(db.runs)}
+    assert list(rows) == MONTH
+    assert {(row["status"], row["summary"]["matched"]) for row in rows.values()} == {("completed", True)}
+    for day in MONTH:
+        pages = sorted(
+            p.stem for p in Path(month.desk.root / "runs" / str(day) / rows[day]["run_id"]).glob("[1-6]_*.html")
+        )
+        assert pages == ["1_etl", "2_train", "3_signals", "4_trade", "5_reconcile", "6_report"]
+    assert len(month.faults) >= 3, "mild, but not none"
+    month.desk.check_books()
+
+
+def test_the_runs_and_one_backtest_over_all_sessions_plan_the_same_orders(month: Month) -> None:
+    orders = month.beside.orders
+    assert orders.height == sum(row["qty"] is not None for row in month.desk.rows(db.run_signals)) > 5 * DAYS
+    assert month.beside.differing.is_empty(), month.beside.differing.head(5)
+
+
+def test_their_equity_is_within_a_hundredth_of_a_percent_at_every_close(month: Month) -> None:
+    assert month.beside.equity.height == DAYS
+    assert month.beside.furthest_bp < 1, month.beside.equity
+
+
+def test_every_day_s_gap_is_explained_to_the_last_digit_and_is_none_but_rounding(month: Month) -> None:
+    gaps = {(row["trade_date"], row["cause"]): row["amount"] for row in month.desk.rows(db.run_gap)}
+    closes = {row["trade_date"]: row["equity"] for row in month.desk.rows(db.account_snapshots, moment="close")}
+    deposits = sum(row["amount"] for row in month.desk.rows(db.cash_events, kind="deposit"))
+    before = deposits
+    for day in MONTH:
+        steps = [gaps[day, cause] for cause in (BACKTEST, *GAP_CAUSES)]
+        assert sum(steps, Decimal(0)) == gaps[day, PAPER] == closes[day] - before
+        assert {cause for cause in GAP_CAUSES if abs(gaps[day, cause]) > 20} == set(), day
+        before = closes[day]
+
+
+def test_the_names_p_and_l_adds_up_to_what_the_account_earned(month: Month) -> None:
+    gaps = {row["trade_date"]: row["amount"] for row in month.desk.rows(db.run_gap, cause=PAPER)}
+    earned = dict.fromkeys(MONTH, Decimal(0))
+    for row in month.desk.rows(db.run_pnl):
+        earned[row["trade_date"]] += row["pnl"]
+        parts = row["dividends"] - row["borrow"] + row["other"] - row["fees"]
+        assert row["realised"] + row["unrealised"] + parts == row["pnl"] == row["holding"] + row["trading"] + parts
+    assert {day: amount - gaps[day] for day, amount in earned.items()} == dict.fromkeys(MONTH, Decimal(0))
