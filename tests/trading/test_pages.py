@@ -203,17 +203,19 @@ ODD = (
     "not sent: x",
     "kill switch",
 )
-SWITCH = dict(scope="all", level="block", who="reconciliation", why="a line that nothing explains")
+CASH = pl.DataFrame([dict(kind="cash", key="cash", ours="1028877.5057", broker="1028864.1357", cause="unexplained")])
+SWITCH = dict(scope="*", level="block", who="reconciliation", why="a line that nothing explains")
 
 
 @pytest.mark.parametrize(
     ("result", "uses", "standing", "verdict", "text"),
     [
         (AGREE, (), (), "green", "Our books and the broker's agree, line by line."),
-        (replace(AGREE, matched=False, differences=line("unexplained")), (), (), "red", "differ in 1 line."),
-        (replace(AGREE, matched=False, differences=line("unexplained")), (), (), "red", "buy 12 BED: unexplained."),
+        (replace(AGREE, matched=False, differences=line("unexplained")), (), (), "red", "differ in 1 line, fill e1: ours nothing, the broker's buy 12 BED (unexplained)."),
+        (replace(AGREE, matched=False, differences=CASH), (), (), "red", "cash: ours $1,028,877.51, the broker's $1,028,864.14 (unexplained)."),
+        (replace(AGREE, matched=False, differences=pl.concat([CASH, line("unexplained")])), (), (), "red", "differ in 2 lines, the first: cash:"),
         (replace(AGREE, halted="two lines"), (), (), "red", "until somebody releases it: two lines."),
-        (AGREE, (), (SWITCH,), "red", "Trading is stopped (all, block) by reconciliation: a line that nothing explains."),
+        (AGREE, (), (SWITCH,), "red", "Trading is stopped (block, everywhere) by reconciliation: a line that nothing explains. When it is explained"),
         *((replace(AGREE, settled=line(cause)), (), (), "amber", cause) for cause in ODD),
         *((replace(AGREE, settled=line(f"{cause}: booked")), (), (), "green", "1 line differed at first and is accounted for now.") for cause in reconcile.ROUTINE),
         (AGREE, (Use("Gross", 3.3, 4, "price"),), (), "amber", "has used 82% of its limit"),

@@ -160,5 +160,10 @@ def elsewhere(run: Run) -> dict[str, str | Block]:
     if row.flow_run_id:
         page = f"{scheduler_pages(settings)}/runs/flow-run/{row.flow_run_id}"
         known["Flow"] = linked("this run in Prefect", page)
-    typed = {"Trace": f"tradenb trace {row.trace_id}", "Log": f"tradenb logs --trace {row.trace_id}", "Replay": f"tradenb replay {run.run_id} --compare", "One name": f"tradenb explain {run.run_id} SYMBOL"}  # fmt: skip
+    typed = {"Trace": f"tradenb trace {row.trace_id}", "Log": f"tradenb logs --trace {row.trace_id}"}
+    if row.model_version:
+        typed |= {
+            "Replay": f"tradenb replay {run.run_id} --compare",
+            "One name": f"tradenb explain {run.run_id} SYMBOL",
+        }
     return known | {name: Block(f"<code>{command}</code>") for name, command in typed.items()}

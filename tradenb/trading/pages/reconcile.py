@@ -51,19 +51,35 @@ def _books(result: Reconciled) -> list[Finding]:
             ("green", "Our books and the broker's agree, line by line."),
             ("green", f"Compared: {compared(result.checked)}; {reach}"),
         ]
-    first = result.differences.row(0, named=True)
-    text = f"the first: {first['kind']} {first['key']}, ours {first['ours']}, the broker's {first['broker']}: {first['cause']}"
-    return [
-        ("red", f"Our books and the broker's differ in {counted(result.differences.height, 'line')}."),
-        ("red", sentence(text)),
-    ]
+    lines = counted(result.differences.height, "line")
+    return [("red", sentence(f"our books and the broker's differ in {lines}, {_first(result.differences)}"))]
+
+
+def _first(differences: pl.DataFrame) -> str:
+    "The first difference in words."
+    row = differences.row(0, named=True)
+    which = row["kind"] if row["key"] == row["kind"] else f"{row['kind']} {row['key']}"
+    ours, theirs = (_worth(row["kind"], row[side]) for side in ("ours", "broker"))
+    return (
+        f"{'the first: ' if differences.height > 1 else ''}{which}: ours {ours}, the broker's {theirs} ({row['cause']})"
+    )
+
+
+def _worth(kind: str, text: str) -> str:
+    "One side of a difference; cash as money."
+    return text_of(Decimal(text), "money") if kind == "cash" and text else text or "nothing"
 
 
 def _stopped(result: Reconciled, standing: Sequence[Mapping[str, Any]]) -> list[Finding]:
     "A switch that is set: trading is stopped whether or not this reconciliation did it."
-    said = [f"trading is stopped ({row['scope']}, {row['level']}) by {row['who']}: {row['why']}" for row in standing]
+    said = [f"trading is stopped ({_scope(row)}) by {row['who']}: {row['why']}" for row in standing]
     said = said or ([f"trading is stopped until somebody releases it: {result.halted}"] if result.halted else [])
-    return [("red", sentence(text)) for text in said]
+    how = "When it is explained, a person allows it again: tradenb kill release."
+    return [("red", f"{sentence(text)} {how}") for text in said]
+
+
+def _scope(row: Mapping[str, Any]) -> str:
+    return f"{row['level']}, {'everywhere' if row['scope'] == '*' else row['scope']}"
 
 
 def _mended(result: Reconciled) -> list[Finding]:
