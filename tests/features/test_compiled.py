@@ -159,7 +159,7 @@ def test_old_folders_go_and_the_newest_few_stay(tmp_path: Path) -> None:
 def test_the_hint_is_logged_once_and_says_what_to_do(toy: Path, tmp_path: Path) -> None:
     with capture_logs() as lines:
         assert [load(toy, [tmp_path / "home"]) for _ in range(3)] == [None] * 3
-    assert [line["event"] for line in lines] == ["features.no_compiled_kernels"]
+    assert [line["event"] for line in lines] == ["no_compiled_kernels"]
     assert "make install" in lines[0]["hint"]
 
 

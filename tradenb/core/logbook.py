@@ -40,13 +40,13 @@ class Question:
         "The question in DuckDB's words."
         levels = LEVELS[LEVELS.index(least(self.level)) :] if self.level else ()
         asked: list[tuple[str, list[str]]] = [
-            ("trace_id LIKE ?", [f"{self.trace}%"] if self.trace else []),
+            ("starts_with(trace_id, ?)", [self.trace] if self.trace else []),
             ("run_id = ?", [self.run] if self.run else []),
             (f"level IN ({', '.join('?' * len(levels))})", list(levels)),
             ("service = ?", [self.service] if self.service else []),
             ("event = ?", [self.event] if self.event else []),
             ("context->>'$.symbol' = ?", [self.symbol] if self.symbol else []),
-            ("context->>'$.client_order_id' LIKE ?", [f"{self.order}%"] if self.order else []),
+            ("starts_with(context->>'$.client_order_id', ?)", [self.order] if self.order else []),
             ("timestamp >= ?", [_stamp(self.since)] if self.since else []),
             ("timestamp <= ?", [_stamp(self.until)] if self.until else []),
         ]

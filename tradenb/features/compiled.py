@@ -215,7 +215,7 @@ def loaded(source: Path, folders: Folders) -> ModuleType | None:
     "Behind `load`: looks once."
     module, why = look(source, folders)
     if module is None:
-        get_logger("features").info("features.no_compiled_kernels", why=why, hint=HINT)
+        get_logger("features").info("no_compiled_kernels", why=why, hint=HINT)
     return module
 
 

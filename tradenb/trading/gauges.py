@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, Row, func, select
+from sqlalchemy import Connection, Engine, Row, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..core import metrics
@@ -80,9 +80,9 @@ def all_runs(engine: Engine, strategy: str, now: datetime, simulated: bool) -> I
     over = (runs.c.status == records.RUNNING) & (runs.c.lease_until < now)
     dead = select(runs.c.strategy, func.count()).where(over)
     with engine.connect() as connection:
-        found = dict.fromkeys(STATES, 0) | dict(connection.execute(count).tuples().all())
-        best = dict(connection.execute(ended.group_by(runs.c.strategy)).tuples().all())
-        left = {strategy: 0} | dict(connection.execute(dead.group_by(runs.c.strategy)).tuples().all())
+        found = dict.fromkeys(STATES, 0) | _pairs(connection, count)
+        best = _pairs(connection, ended.group_by(runs.c.strategy))
+        left = {strategy: 0} | _pairs(connection, dead.group_by(runs.c.strategy))
     for status, rows in found.items():
         yield "tradenb_runs", (status,), rows
     for name, at in best.items():
@@ -95,6 +95,10 @@ def all_runs(engine: Engine, strategy: str, now: datetime, simulated: bool) -> I
         (strategy,),
         None if simulated or last is None else _since(last.trade_date, now),
     )
+
+
+def _pairs(connection: Connection, query: Any) -> dict[str, Any]:
+    return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def _since(day: date, now: datetime) -> int:
@@ -117,7 +121,7 @@ def notification_numbers(engine: Engine, now: datetime) -> Iterator[Number]:
     recent = notifications.c.at > now - timedelta(hours=24)
     with engine.connect() as connection:
         query = select(notifications.c.status, func.count()).where(recent).group_by(notifications.c.status)
-        found = dict.fromkeys(TOLD, 0) | dict(connection.execute(query).tuples().all())
+        found = dict.fromkeys(TOLD, 0) | _pairs(connection, query)
     for status, rows in found.items():
         yield "tradenb_notifications", (status,), rows
 
