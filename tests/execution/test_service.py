@@ -309,6 +309,23 @@ def test_the_books_are_compared_by_themselves(
         assert "tradenb_reconciliation_differences 0.0" in httpx.get(f"{url}/metrics").text
 
 
+def test_a_session_s_bars_are_the_broker_s_once_it_has_closed(serve, market):
+    client = serve()
+    asked = lambda day, symbols: client.get("/api/v1/bars", params={"date": day, "symbols": symbols})
+    before = asked("2017-05-31", "S02,S01,NOPE,,ünknown").json()["bars"]
+    assert [bar["symbol"] for bar in before] == ["S01", "S02"]
+    assert asked(DAY, "S01").json() == {"bars": []}
+    market.step(new_york(DAY, 17))
+    (bar,) = asked(DAY, "S01").json()["bars"]
+    price = Decimal(before[0]["close"]) + Decimal("0.01")  # a cent a day
+    assert {name: Decimal(bar[name]) for name in ("open", "close", "volume")} == {"open": price, "close": price, "volume": 1_000_000}  # fmt: skip
+    assert asked("2017-06-03", "S01").json() == {"bars": []}  # a Saturday
+    assert [asked("June", "S01").status_code, client.get("/api/v1/bars", params={"date": "2017-06-01"}).status_code] == [422, 422]  # fmt: skip
+    port = market.down()
+    assert asked(DAY, "S01").status_code == 503
+    market.up(port)
+
+
 def test_history_shows_positions_as_runs_left_them(client: httpx.Client, database_url: str) -> None:
     engine = connect(database_url)
     numbers = {name: Decimal(n) for n, name in enumerate(("qty", "avg_entry_price", "price", "market_value"))}

@@ -155,8 +155,10 @@ def clean_environment() -> dict[str, str]:
 
 @contextmanager
 def environment(values: dict[str, str]) -> Iterator[None]:
-    "Within the block the environment has `values`; afterwards it is what it was."
+    "Within the block the environment has `values`, and no switch of a test, which is no setting; afterwards it is what it was."
     before = dict(os.environ)
+    for name in [name for name in before if name.startswith("TRADENB_") and "__" not in name]:
+        del os.environ[name]
     os.environ.update(values)
     try:
         yield

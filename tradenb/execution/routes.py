@@ -254,7 +254,7 @@ def books_router(key: Any) -> APIRouter:
     def bars(
         request: Request,
         date: Day,
-        symbols: Annotated[str, Query(min_length=1, max_length=16_000, description="symbols, between commas")],
+        symbols: Annotated[str, Query(min_length=1, max_length=4_000, description="symbols, between commas")],
     ) -> Response:
         "What symbols traded at in a session that has closed, as the broker's market data has it"
         broker = desk_of(request).gateway.broker.glance

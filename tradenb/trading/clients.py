@@ -123,7 +123,7 @@ class ExecutionClient(Client):
 
     def bars(self, day: date, symbols: Sequence[str]) -> list[dict[str, Any]]:
         "Open, close and volume of a session, of those symbols that traded in it, as the broker has them."
-        asked = [symbols[at : at + 500] for at in range(0, len(symbols), 500)]
+        asked = [symbols[at : at + 100] for at in range(0, len(symbols), 100)]  # an address cannot be of any length
         pages = (self.call("GET", "/api/v1/bars", params={"date": str(day), "symbols": ",".join(s)}) for s in asked)
         return [row for page in pages for row in page["bars"]]
 
