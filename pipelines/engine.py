@@ -28,8 +28,8 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.execute import execute_notebook
 from papermill.iorw import LocalHandler, papermill_io
 
-from tradenb.core.errors import ConfigError, RunFailed, TradenbError
-from tradenb.trading.troubles import kind_of
+from tradenb.core.errors import ConfigError, DependencyError, RunFailed, TradenbError
+from tradenb.trading.troubles import told_as
 
 IN_PROCESS = "in-process"
 EngineName = Literal["in-process", "kernel"]
@@ -114,11 +114,14 @@ def _require_json(source: Path, name: str, value: Any) -> None:
 
 def _in_one_line(source: Path, error: PapermillExecutionError, injected: bool) -> TradenbError:
     "The failure with its place in the source, which lacks the cell of injected parameters."
-    kind = kind_of(error.ename, str(error.evalue)) or error_class(error.ename)
+    kind, place = error_class(error.ename), f"{source.name}, cell {error.cell_index + 1 - injected}"
+    trouble = told_as(error.ename, str(error.evalue))
+    if trouble and not issubclass(kind or RunFailed, DependencyError):
+        return type(trouble)(f"{place}: {trouble}")
     lines = [line.strip() for line in str(error.evalue).splitlines() if line.strip()]
     cause = lines[0] if lines else error.ename
     cause = cause if kind or not lines else f"{error.ename}: {cause}"
-    return (kind or RunFailed)(f"{source.name}, cell {error.cell_index + 1 - injected}: {cause}")
+    return (kind or RunFailed)(f"{place}: {cause}")
 
 
 def error_class(name: str) -> type[TradenbError] | None:

@@ -17,6 +17,7 @@ from datetime import UTC, date, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory, mkdtemp
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -165,10 +166,12 @@ def _new(tracking: Tracking) -> Tracking:
 
     url = make_url(tracking.tracking_uri)
     if url.get_backend_name() == "sqlite" and url.database:
-        draft = Path(f"{url.database}.new")
-        draft.unlink(missing_ok=True)
-        _connected(replace(tracking, uri=f"sqlite:///{draft}"))
-        draft.replace(url.database)
+        draft = Path(mkdtemp(prefix="new-", dir=Path(url.database).parent)) / "mlflow.db"  # MLflow remembers each place
+        try:
+            _connected(replace(tracking, uri=f"sqlite:///{draft}"))
+            draft.replace(url.database)
+        finally:
+            rmtree(draft.parent)
     return tracking
 
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NOT_SENT', 'Owner', 'Status', 'Offset', 'BASE', 'RunRequest', 'SignalMapping', 'RunAnswer', 'RunPage', 'Desk',
            'secret', 'database_url', 'plan_run', 'DayPlan', 'plan_day', 'learnt_of', 'day_orders', 'turn', 'run_day',
-           'run_spec', 'fates', 'answer_of', 'open_day', 'settle_day', 'work_router', 'runs_router', 'page_of',
-           'create_app', 'without_database']
+           'run_spec', 'fates', 'answer_of', 'open_day', 'require_fates', 'settle_day', 'work_router', 'runs_router',
+           'page_of', 'create_app', 'without_database']
 
 # %% ../../nbs/trading/04_service.ipynb #b0633b1c
 import threading
@@ -29,7 +29,7 @@ from ..core import metrics, web
 from ..core.calendar import require_session
 from ..core.clock import Clock, SystemClock
 from ..core.db import connect, default_url, migrate
-from ..core.errors import DependencyError, RunFailed, one_line
+from ..core.errors import BrokerUnavailable, DependencyError, RunFailed, one_line
 from ..core.logs import current_trace_id, get_logger, new_trace_id
 from ..core.settings import Settings
 from ..market.lake import Lake, open_lake
@@ -326,6 +326,15 @@ def open_day(desk: Desk, run_id: str) -> dict[str, Any]:
     return desk.execution.reconcile(run_id, row.trade_date)
 
 
+def require_fates(orders: Sequence[Mapping[str, Any]]) -> None:
+    "`BrokerUnavailable` while the broker has not said of every order whether it has it."
+    doubtful = [order["symbol"] for order in orders if order["status"] == UNKNOWN]
+    if doubtful:
+        raise BrokerUnavailable(
+            f"what became of {len(doubtful)} orders is not known ({', '.join(doubtful[:5])}): repeat the run when the broker answers"
+        )
+
+
 def settle_day(desk: Desk, run_id: str) -> dict[str, Any]:
     "The session is over and every order of the run is final, or named."
     row = records.require(desk.engine, run_id)
@@ -333,6 +342,7 @@ def settle_day(desk: Desk, run_id: str) -> dict[str, Any]:
         desk.market.close_for(row.trade_date)
     desk.execution.reconcile(run_id, row.trade_date)
     orders = wait_until_final(lambda: desk.execution.orders(run_id), desk.settings.execution.settle_timeout_s)
+    require_fates(orders)
     planned = sum(leg.client_order_id is not None for leg in read_plan(desk.engine, run_id))
     statuses = [came_to(order) for order in orders] + ["failed"] * (planned - len(orders))
     return {
