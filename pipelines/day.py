@@ -20,7 +20,7 @@ from sqlalchemy import Engine, Row
 from pipelines.index import refresh_index
 from pipelines.published import publish_index
 from tradenb.core.calendar import is_session, next_session, require_session, session, sessions
-from tradenb.core.clock import NEW_YORK, Clock, SystemClock
+from tradenb.core.clock import NEW_YORK, Clock, Stopwatch, SystemClock, sleep
 from tradenb.core.db import connect, migrate
 from tradenb.core.errors import DependencyError, InputError
 from tradenb.core.progress import say
@@ -137,16 +137,18 @@ AT_WORK: ContextVar[frozenset[Path]] = ContextVar("at_work", default=frozenset()
 
 
 @contextmanager
-def to_itself(root: Path) -> Iterator[None]:
+def to_itself(
+    root: Path,
+    patience_s: float = 0,  # How long to wait for another process
+) -> Iterator[None]:
     "Hold the run lock of a data root, once in a process; `Busy` when another process has it."
     if root in AT_WORK.get():
         yield
         return
+    watch = Stopwatch()
     with ExitStack() as stack:
-        try:
-            stack.enter_context(alone(root))
-        except DependencyError as error:
-            raise Busy(str(error)) from error
+        while not entered(stack, root, watch.seconds >= patience_s):
+            sleep(0.5)
         token = AT_WORK.set(AT_WORK.get() | {root})
         try:
             yield
@@ -154,15 +156,29 @@ def to_itself(root: Path) -> Iterator[None]:
             AT_WORK.reset(token)
 
 
+def entered(stack: ExitStack, root: Path, last: bool) -> bool:
+    "Try once to hold the lock; the last time a refusal is an error."
+    try:
+        stack.enter_context(alone(root))
+    except DependencyError as error:
+        if last:
+            raise Busy(str(error)) from error
+        return False
+    return True
+
+
 @contextmanager
-def desk(settings: Settings) -> Iterator[None]:
+def desk(
+    settings: Settings,
+    patience_s: float = 0,  # How long to wait for another process
+) -> Iterator[None]:
     "What all days of a process share: the run lock, the scheduler, and the index in the end. A desk within a desk is the same one."
     from pipelines.scheduler import scheduler
 
     if settings.root in AT_WORK.get():
         yield
         return
-    with to_itself(settings.root), scheduler(settings):
+    with to_itself(settings.root, patience_s), scheduler(settings):
         try:
             yield
         finally:

@@ -70,15 +70,22 @@ def last_known(today: date) -> date:
 
 
 def deployments(schedule: Schedule, today: date) -> list[Deployment]:
-    "What is deployed, and when it is due; an empty time or zero minutes: by hand only."
+    "What is deployed, and when it is due; whoever wants a pause makes one in the scheduler's pages."
     every = schedule.reconcile_minutes
     return [
-        Deployment("daily", "A trading day, on every NYSE session", every_session(clock_time(schedule.daily), today) if schedule.daily else None),
-        Deployment("train", "A new model when age, drift or other features ask for it", cron=weekly(schedule.train) if schedule.train else None),
-        Deployment("reconcile", "The books against the broker's while its market is open", cron=f"*/{every} 9-17 * * MON-FRI" if every else None),
-        Deployment("maintenance", "Tidy the lake, copy the databases, drop old pages, renew the schedules", cron=weekly(schedule.maintenance) if schedule.maintenance else None),
+        Deployment("daily", "A trading day, on every NYSE session", every_session(clock_time(schedule.daily), today)),
+        Deployment("train", "A new model when age, drift or other features ask for it", cron=weekly(schedule.train)),
+        Deployment("reconcile", "The books against the broker's while its market is open", cron=working_hours(every)),
+        Deployment("maintenance", "Tidy the lake, copy databases, renew schedules", cron=weekly(schedule.maintenance)),
         Deployment("backfill", "Many sessions, one after the other: by hand"),
-    ]  # fmt: skip
+    ]
+
+
+def working_hours(minutes: int) -> str | None:
+    "Every so many minutes of the day from nine to half past five, as a cron line; the flow knows the market's own hours. None for 0: never."
+    if not minutes:
+        return None
+    return f"*/{minutes} 9-17 * * MON-FRI" if minutes < 60 else f"30 9-17/{minutes // 60} * * MON-FRI"
 
 
 # ---- telling the server

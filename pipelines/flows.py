@@ -65,11 +65,12 @@ class DayFailed(RunFailed):
 
 
 @contextmanager
-def at_work(settings: Settings) -> Iterator[None]:
-    "The desk; on a worker also the log files, and what is said goes to the flow run's log."
-    if runtime.deployment.id is not None:
+def at_work(settings: Settings, patience_s: float = 3600) -> Iterator[None]:
+    "The desk, on a worker after whoever has it now; there also the log files, and what is said goes to the flow run's log."
+    by_a_worker = runtime.deployment.id is not None
+    if by_a_worker:
         observe(settings, "flow")
-    with heard_by(LISTENER.get() or shown.logger()), days.desk(settings):
+    with heard_by(LISTENER.get() or shown.logger()), days.desk(settings, patience_s if by_a_worker else 0):
         yield
 
 
@@ -291,7 +292,7 @@ def backfill(
 # ---- between the days
 
 
-@flow(name="train", validate_parameters=False)
+@flow(name="train", flow_run_name=named, validate_parameters=False)
 def train(
     why: str | None = None,  # Train whatever the champion's age, for this reason
     settings: dict[str, Any] | None = None,  # `section.key` → value, where they differ from the machine's
@@ -310,14 +311,14 @@ def train(
         return {"version": champion.version, "because": reason}
 
 
-@flow(name="reconcile", validate_parameters=False)
+@flow(name="reconcile", flow_run_name=named, validate_parameters=False)
 def reconcile(
     settings: dict[str, Any] | None = None,  # `section.key` → value, where they differ from the machine's
 ) -> Any:
     "Compare the books with the broker's while its market is open; fails when they differ."
     here = load(settings)
     try:
-        with at_work(here):
+        with at_work(here, patience_s=0):
             if closed := upkeep.market_closed(here):
                 return skipped(closed)
             with concurrency(BROKER, lease_duration=60):
@@ -327,7 +328,7 @@ def reconcile(
     return shown.show_books(answer)
 
 
-@flow(name="maintenance", validate_parameters=False)
+@flow(name="maintenance", flow_run_name=named, validate_parameters=False)
 def maintenance(
     settings: dict[str, Any] | None = None,  # `section.key` → value, where they differ from the machine's
 ) -> Any:
