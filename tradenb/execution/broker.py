@@ -412,7 +412,7 @@ class Reading:
     def __init__(self) -> None:
         self.parser = httptools.HttpResponseParser(self)
         self.headers, self.parts, self.size = dict[str, str](), list[bytes](), 0
-        self.reason, self.told, self.ended, self.more = "", False, False, False
+        self.reason, self.told, self.ended, self.more, self.stays = "", False, False, False, False
 
     def on_message_begin(self) -> None:
         self.more = self.ended  # somebody answers twice
@@ -432,7 +432,7 @@ class Reading:
 
     def on_message_complete(self) -> None:
         if self.told:
-            self.ended = True
+            self.ended, self.stays = True, self.parser.should_keep_alive()  # which it knows at this moment only
         else:
             self.headers.clear()  # "100 Continue" is no answer
 
@@ -508,7 +508,7 @@ class Lines:
         except BaseException:
             line.close()
             raise
-        if reading.more or not reading.parser.should_keep_alive() or len(free) >= self.most:
+        if reading.more or not reading.stays or len(free) >= self.most:
             line.close()
         else:
             free.append(line)
