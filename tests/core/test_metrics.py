@@ -76,3 +76,9 @@ def test_what_is_not_known_is_nan_and_takes_nothing_else_along():
 
 def test_registering_a_table_asks_nobody():
     metrics.table(CollectorRegistry(), lambda: pytest.fail("asked before anybody wanted to know"))
+
+
+def test_no_series_is_told_that_nobody_asked_for():
+    registry = CollectorRegistry()
+    metrics.counter(registry, "tradenb_orders_total").labels("accepted").inc()
+    assert "_created" not in generate_latest(registry).decode()
