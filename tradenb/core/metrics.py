@@ -235,14 +235,15 @@ def table(registry: CollectorRegistry, read: Callable[[], Iterable[Row]]) -> Non
 # %% ../../nbs/core/10_metrics.ipynb #1a06bba0
 def common(registry: CollectorRegistry, service: str) -> None:
     "Build, process, and log lines."
-    table(registry, lambda: [("tradenb_build_info", (service, tradenb.__version__), 1), *_lines()])
+    table(registry, lambda: [("tradenb_build_info", (service, tradenb.__version__), 1), *_lines(service)])
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
 
 
-def _lines() -> Iterator[Row]:
-    for (service, level), said in sorted(logs.counts().items()):
-        yield "tradenb_log_lines_total", (service, level), said
+def _lines(service: str) -> Iterator[Row]:
+    said = dict.fromkeys(((service, level) for level in logs.LEVELS), 0)  # a rate needs a beginning: zero, not nothing
+    for labels, count in sorted((said | logs.counts()).items()):
+        yield "tradenb_log_lines_total", labels, count
     yield "tradenb_log_lines_lost_total", (), logs.lost()
 
 
