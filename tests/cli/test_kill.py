@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from tradenb.cli.main import run
-from tradenb.core.db import connect, default_url, migrate
+from tradenb.core.db import connect, default_url, kill_switch, migrate
 
 Tell = Callable[..., tuple[int, str, str]]
 
@@ -61,3 +62,20 @@ def test_a_scope_that_matches_nothing_is_refused(tell: Tell, scope: str) -> None
     for words in (("block",), ("cancel", "--yes"), ("release",)):
         code, _, err = tell(*words, "--scope", scope)
         assert code == 3 and "no scope of the kill switch" in err
+
+
+def test_each_turn_of_the_switch_is_a_trace_of_its_own_that_can_be_shown(
+    tell: Tell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell("block", "--scope", "symbol:AAPL", "--why", "a rumour", "--who", "ann")
+    tell("release", "--scope", "symbol:AAPL", "--why", "it was none", "--who", "bob")
+    engine = connect(default_url(tmp_path / "data"))
+    with engine.connect() as connection:
+        first, second = connection.execute(select(kill_switch.c.trace_id).order_by(kill_switch.c.id)).scalars()
+    engine.dispose()
+    assert first and second and first != second
+    for trace, told in ((first, "by ann: a rumour"), (second, "by bob: it was none")):
+        capsys.readouterr()
+        assert run(["trace", trace[:12]]) == 0
+        shown = capsys.readouterr().out
+        assert f"trace {trace}" in shown and told in shown and "kill_switch" in shown
