@@ -194,7 +194,7 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "reset":
             self.hang_up()
         elif fault == "slow":
-            sleep(0.6)
+            self.connection.recv(1)  # until the client has given up
             self.hang_up()
         elif fault.startswith("wait "):  # and then all is well
             sleep(float(fault.removeprefix("wait ")))
@@ -252,4 +252,11 @@ def wire() -> Iterator[Wire]:
 
 @pytest.fixture
 def wire_broker(wire: Wire) -> Broker:
-    return Broker(alpaca_client(wire.url, "K", "S", 0.3), wire.url, attempts=3, backoff_s=0.005)
+    "Patient: a server that was only slow to be scheduled is no fault."
+    return Broker(alpaca_client(wire.url, "K", "S", 20), wire.url, attempts=3, backoff_s=0.005)
+
+
+@pytest.fixture
+def impatient(wire: Wire) -> Broker:
+    "For faults that are a silence; longer than any server needs to hear a request."
+    return Broker(alpaca_client(wire.url, "K", "S", 2), wire.url, attempts=3, backoff_s=0.005)

@@ -47,9 +47,11 @@ def order(tmp_path: Path, clock: SimulatedClock, intent: Callable[..., OrderInte
 
 
 @pytest.mark.parametrize("fault", [*LOST, *TAKEN, "slow"])
-def test_one_fault_is_survived_with_one_order(fault: str, wire: Any, wire_broker: Broker, order: StoredOrder) -> None:
+def test_one_fault_is_survived_with_one_order(
+    fault: str, wire: Any, wire_broker: Broker, impatient: Broker, order: StoredOrder
+) -> None:
     wire.script = [fault]
-    outcome = wire_broker.submit(order)
+    outcome = (impatient if "slow" in fault else wire_broker).submit(order)
     assert isinstance(outcome, Confirmed)
     assert list(wire.orders) == [order.client_order_id]
     assert wire.duplicates == 0
@@ -99,7 +101,7 @@ def test_an_order_that_is_there_already_is_found_not_rejected(
 def test_a_broker_that_asks_for_patience_gets_it(wire: Any, order: StoredOrder) -> None:
     waits: list[float] = []
     wire.script, wire.retry_after = ["429", "503"], "3"
-    broker = Broker(alpaca_client(wire.url, "K", "S", 0.3), wire.url, backoff_s=0.005, sleep=waits.append)
+    broker = Broker(alpaca_client(wire.url, "K", "S", 20), wire.url, backoff_s=0.005, sleep=waits.append)
     assert isinstance(broker.submit(order), Confirmed)
     assert waits[0] == 3
     assert 0.01 <= waits[1] <= 0.0125
@@ -108,7 +110,7 @@ def test_a_broker_that_asks_for_patience_gets_it(wire: Any, order: StoredOrder) 
 def test_waits_double_from_the_settings_and_spread(wire: Any, order: StoredOrder) -> None:
     waits: list[float] = []
     wire.script = ["503"] * 4
-    Broker(alpaca_client(wire.url, "K", "S", 1), wire.url, attempts=4, backoff_s=2, sleep=waits.append).submit(order)
+    Broker(alpaca_client(wire.url, "K", "S", 20), wire.url, attempts=4, backoff_s=2, sleep=waits.append).submit(order)
     assert [int(w // b) for w, b in zip(waits, (2, 4, 8), strict=True)] == [1, 1, 1]
     assert all(w <= b * 1.25 for w, b in zip(waits, (2, 4, 8), strict=True))
 
@@ -250,7 +252,7 @@ def answering() -> Iterator[Any]:
 
 @pytest.fixture
 def doubtful(answering: Any) -> Iterator[Broker]:
-    broker = Broker(alpaca_client(answering.url, "K", "S", 0.3), answering.url, attempts=2, sleep=lambda seconds: None)
+    broker = Broker(alpaca_client(answering.url, "K", "S", 20), answering.url, attempts=2, sleep=lambda seconds: None)
     yield broker
     broker.close()
 
@@ -300,8 +302,8 @@ def test_whatever_json_comes_a_read_gives_values_or_one_error(answering: Any, do
 def test_an_answer_that_trickles_in_or_does_not_end_is_given_up(
     answering: Any, doubtful: Broker, order: StoredOrder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answering.parts, answering.length = [b" "] * 60, 60
-    outcome = doubtful.submit(order)
+    answering.parts, answering.length = [b" "] * 600, 600
+    outcome = Broker(alpaca_client(answering.url, "K", "S", 1), answering.url, attempts=1).submit(order)
     assert isinstance(outcome, Unresolved)
     assert "had not ended" in outcome.reason
     answering.parts, answering.length, answering.body = None, 0, b" " * 5000
