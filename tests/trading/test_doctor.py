@@ -179,11 +179,14 @@ def test_what_goes_on_is_said(make_settings: Make) -> None:
     found = seen(settings, "desk")
     assert states(found) == ["warning"] * 3
     assert "news pending" in found[0].what
-    assert found[2].mend == "tradenb paper-run --date 2024-01-08"
+    assert found[2].mend == f"tradenb paper-run --date {row['trade_date']}"
     with engine.begin() as connection:
         held = dict(lease_owner="desk:17", lease_until=clock.now() + timedelta(minutes=1))
         connection.execute(update(db.runs).values(held))
     assert states(seen(settings, "desk")) == ["warning", "warning", "well"]
+    with engine.begin() as connection:
+        connection.execute(update(db.runs).values(status="failed", error="the data is stale"))
+    assert "failed: the data is stale" in seen(settings, "desk")[2].what
     engine.dispose()
 
 
@@ -195,7 +198,7 @@ def test_messages_that_reached_nobody_are_said(make_settings: Make) -> None:
     assert sender.send(Message(Kind.FAILURE, "x", "y", "k")) == "failed"
     found = seen(settings, "notifications")
     assert states(found) == ["well", "warning"]
-    assert "1 messages" in found[1].what
+    assert "1 message of" in found[1].what
 
 
 def test_a_part_that_hangs_or_breaks_is_a_finding(make_settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:

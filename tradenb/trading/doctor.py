@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Check', 'PYTHONS', 'FULL', 'LOW', 'GB', 'SERVICES', 'APART_S', 'AHEAD', 'CHECKS', 'State', 'Finding', 'well', 'new',
-           'warning', 'ill', 'locked', 'differences', 'check_environment', 'check_kernels', 'check_settings',
+           'warning', 'ill', 'counted', 'locked', 'differences', 'check_environment', 'check_kernels', 'check_settings',
            'share_free', 'nearest', 'check_disk', 'state_database', 'schema', 'check_database', 'whole', 'simulated',
            'check_lake', 'check_model', 'at_work', 'check_services', 'asked', 'check_broker', 'at_broker', 'skew',
            'check_clock', 'skew_of_database', 'check_calendar', 'check_scheduler', 'asked_plainly',
@@ -73,6 +73,10 @@ def warning(part: str, what: str, mend: str) -> Finding:
 
 def ill(part: str, what: str, mend: str) -> Finding:
     return Finding(part, State.ILL, what, mend)
+
+
+def counted(count: int, thing: str, plural: str = "s") -> str:
+    return f"{count} {thing}{'' if count == 1 else plural}"
 
 # %% ../../nbs/trading/15_doctor.ipynb #4c630162
 PYTHONS = ((3, 11), (3, 12))
@@ -254,7 +258,7 @@ def check_lake(settings: Settings, clock: Clock | None = None) -> Iterator[Findi
     due = latest_complete((clock or SystemClock()).now())
     missing = 0 if simulated(settings) else len(sessions(day + timedelta(days=1), due)) if due > day else 0
     if missing:
-        yield warning(part, f"{what}; {missing} complete sessions are missing", "tradenb etl")
+        yield warning(part, f"{what}; {counted(missing, 'complete session')} missing", "tradenb etl")
     elif bars.is_empty():
         yield ill(part, f"{what}: nothing", "tradenb lake status; docs/runbooks/data_stale.md")
     else:
@@ -445,13 +449,13 @@ def check_notifications(settings: Settings) -> Iterator[Finding]:
             f"mend {variable('notify', 'urls')}",
         )
     else:
-        yield well(part, f"{len(notifier.urls)} addresses, about {', '.join(notifier.on)}")
+        yield well(part, f"{counted(len(notifier.urls), 'address', 'es')}, about {', '.join(notifier.on)}")
     with state_database(settings) as engine:
         missed = (
             undelivered(engine, SystemClock().now() - timedelta(days=1)) if engine is not None and notifier.urls else 0
         )
     if missed:
-        yield warning(part, f"{missed} messages of the last day reached nobody", "tradenb notify --last 20")
+        yield warning(part, f"{counted(missed, 'message')} of the last day reached nobody", "tradenb notify --last 20")
 
 
 def unusable(notifier: Notifier) -> list[int]:
@@ -471,18 +475,23 @@ def check_desk(settings: Settings) -> Iterator[Finding]:
             unknown = connection.execute(
                 select(db.orders.c.client_order_id).where(db.orders.c.status == "unknown")
             ).all()
-            open_runs = connection.execute(
-                select(db.runs.c.run_id, db.runs.c.lease_owner, db.runs.c.lease_until).where(
-                    db.runs.c.status == "running"
-                )
-            ).all()
+            runs = connection.execute(select(db.runs).order_by(db.runs.c.trade_date.desc()).limit(20)).all()
         halts = Switch(engine, clock).state()
     for row in halts:
         yield warning(part, f"trading is halted: {row.line}", "tradenb kill status; docs/runbooks/trading_halted.md")
     if unknown:
-        yield warning(part, f"{len(unknown)} orders whose outcome nobody knows", "docs/runbooks/orders_unresolved.md")
-    for run in open_runs:
-        yield from left(part, run, clock.now())
+        yield warning(
+            part, f"{counted(len(unknown), 'order')} whose outcome nobody knows", "docs/runbooks/orders_unresolved.md"
+        )
+    for run in runs:
+        if run.status == "running":
+            yield from left(part, run, clock.now())
+    if runs and runs[0].status == "failed":
+        yield warning(
+            part,
+            f"{runs[0].run_id} failed: {runs[0].error or 'the books did not agree'}",
+            f"docs/runbooks/run_failed.md; tradenb paper-run --date {runs[0].trade_date}",
+        )
     if not (halts or unknown):
         yield well(part, "no halt, no order without an answer")
 
@@ -495,7 +504,7 @@ def left(part: str, run: Any, now: datetime) -> Iterator[Finding]:
         yield warning(
             part,
             f"{run.run_id} says running, and nobody works on it (last: {run.lease_owner or 'unknown'})",
-            f"tradenb paper-run --date {run.run_id[:10]}",
+            f"tradenb paper-run --date {run.trade_date}",
         )
 
 # %% ../../nbs/trading/15_doctor.ipynb #ebfba6ee
