@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['commands', 'Trace', 'RunId', 'Level', 'Symbol', 'Service', 'Event', 'When', 'Newest', 'SHOWN', 'COLOURS', 'PAUSE_S',
-           'logs', 'show_lines', 'as_json', 'as_text', 'follow_lines', 'trace', 'show_tree', 'print_metrics',
+           'logs', 'show_lines', 'as_page', 'as_json', 'as_text', 'follow_lines', 'trace', 'show_tree', 'print_metrics',
            'metrics_of']
 
 # %% ../../nbs/cli/12_watch.ipynb #1c65dd8a
@@ -80,10 +80,15 @@ def logs(
 def show_lines(lines: "pl.DataFrame") -> None:
     "Lines for whoever reads them: a person, or a program."
     if not sys.stdout.isatty():
-        return into_pipe("".join(as_json(row) + "\n" for row in lines.iter_rows(named=True)))
+        return into_pipe(as_page(lines))
     screen = console()
     for row in lines.iter_rows(named=True):
         screen.print(as_text(row))
+
+
+def as_page(lines: "pl.DataFrame") -> str:
+    "Lines as they stand in the files."
+    return "".join(as_json(row) + "\n" for row in lines.iter_rows(named=True))
 
 
 def as_json(row: dict[str, Any]) -> str:
@@ -105,15 +110,22 @@ def as_text(row: dict[str, Any]) -> "Text":
 
 
 def follow_lines(tail: Any) -> None:
-    "Show what is added, until somebody has seen enough."
+    "Show what is added, until somebody has seen enough: Ctrl-C, or a reader who has gone."
     from tradenb.core.clock import sleep
 
     try:
         while True:
-            show_lines(tail.look())
+            added = tail.look()
+            if sys.stdout.isatty():
+                show_lines(added)
+            elif added.height:
+                sys.stdout.write(as_page(added))
+                sys.stdout.flush()
             sleep(PAUSE_S)
     except KeyboardInterrupt:
         return
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 # %% ../../nbs/cli/12_watch.ipynb #a6f09950
 @commands.command(rich_help_panel=SERVICES)

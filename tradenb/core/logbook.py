@@ -107,10 +107,10 @@ def ask(
     "The lines that a question means."
     import duckdb
 
+    where, values = question.conditions()
     found = [str(path) for path in files(folder, question.since)]
     if not found:
         return _frame([])
-    where, values = question.conditions()
     limit = f"LIMIT {int(newest)}" if newest else ""
     source = "read_json(?, format='newline_delimited', ignore_errors=true, columns=?)"
     query = f"SELECT {_PICK} FROM {source} WHERE timestamp IS NOT NULL AND {where} ORDER BY timestamp DESC {limit}"  # noqa: S608 — of constants

@@ -128,7 +128,7 @@ class Honest:
         except Exception as bug:
             if scope["type"] != "http" or isinstance(bug, ConnectionResetError):
                 raise
-            get_logger().error("request_crashed", exc_info=bug)
+            get_logger("exchange").error("request_crashed", exc_info=bug)
             await error(500, code_of(500), "internal server error occurred")(scope, receive, send)
 
 # %% ../../nbs/exchange/16_service.ipynb #c5da1a8e
@@ -237,7 +237,7 @@ async def run_clock(venue: Venue, pace: Pace) -> None:
             try:
                 await asyncio.to_thread(floor.step, venue, to)
             except TradenbError as refused:  # somebody else has just stepped it further
-                get_logger().warning("clock_not_moved", detail=one_line(refused))
+                get_logger("exchange").warning("clock_not_moved", detail=one_line(refused))
 
 # %% ../../nbs/exchange/16_service.ipynb #8f67567a
 def clock_router(venue: Venue, pace: Pace) -> APIRouter:

@@ -89,7 +89,7 @@ class ModelHolder:
                 model = successor(self.registry, before.model, self.role)
             except TradenbError as error:
                 self.served = before.failed(error, self.clock.now())
-                get_logger().warning("model_refused", role=self.role, reason=one_line(error), serving=_version(before))
+                get_logger("signals").warning("model_refused", role=self.role, reason=one_line(error), serving=_version(before))
                 raise
             if model is None:
                 return self._stop(before)
@@ -97,7 +97,7 @@ class ModelHolder:
                 self.served = replace(before, trouble=None)
                 return False
             self.served = Served(model, self.clock.now(), watch.seconds)
-            get_logger().info(
+            get_logger("signals").info(
                 "model_swapped", role=self.role, version=model.version, before=_version(before), seconds=watch.seconds
             )
             return True
@@ -108,7 +108,7 @@ class ModelHolder:
             return before.model is not None
         error = NoModelError(f"no model of {self.registry.name} is active: activate one, or run `tradenb train`")
         self.served = replace(before, model=None, since=None).failed(error, self.clock.now())
-        get_logger().warning("model_deactivated", before=_version(before))
+        get_logger("signals").warning("model_deactivated", before=_version(before))
         raise error
 
     def get(self) -> LoadedModel:
@@ -166,6 +166,6 @@ class Repeated:
         try:
             self.work()
         except TradenbError as error:  # told by whoever raised it; the next turn may go well
-            get_logger().debug("turn_failed", work=self.name, reason=one_line(error))
+            get_logger("signals").debug("turn_failed", work=self.name, reason=one_line(error))
         except BaseException as error:  # a panic in a compiled library is no Exception, and must not end the thread
-            get_logger().error("turn_crashed", work=self.name, exc_info=error)
+            get_logger("signals").error("turn_crashed", work=self.name, exc_info=error)

@@ -358,7 +358,7 @@ class Monitor:
         if model is None or (seen and (seen.version, seen.vintage) == (model.version, view.key)):
             return
         self.watched = measured(self.settings, self.market, model, view, self.clock.now())
-        get_logger().info("model_watched", version=model.version, warnings=self.warnings())
+        get_logger("signals").info("model_watched", version=model.version, warnings=self.warnings())
 
     def warnings(self) -> list[str]:
         "Everything worth saying now."

@@ -493,7 +493,7 @@ def respond(
     "The answer of one model, as JSON."
     found, view, text = told(desk.settings, desk.clock.now(), model, desk.market, ask, asked)
     made.inc(found.signals.height)
-    get_logger().info(
+    get_logger("signals").info(
         "signals_generated", model_version=model.version, as_of=str(found.as_of), names=found.signals.height
     )
     if desk.monitor.answered(view, found.as_of):
