@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from pathlib import Path
+from typing import Any
 
 from tradenb.core.calendar import is_session
 from tradenb.core.clock import NEW_YORK, SystemClock
@@ -131,19 +132,17 @@ def provide_pool(settings: Settings) -> None:
 
 
 def apply(settings: Settings, deployment: Deployment) -> str:  # Its name
-    "Create or update one deployment; one run of it at a time, others wait."
+    "Create or update one deployment; one run of it at a time, others wait. A schedule that somebody paused stays so."
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.flows import EntrypointType
-    from prefect.schedules import Cron, RRule
 
     from pipelines import flows
 
+    name = f"{deployment.flow}/{settings.run.strategy}"
     one = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
-    schedules = [RRule(deployment.rrule, timezone=str(NEW_YORK), slug="sessions")] if deployment.rrule else []
-    schedules += [Cron(deployment.cron, timezone=str(NEW_YORK), slug="clock")] if deployment.cron else []
     made = getattr(flows, deployment.flow).to_deployment(
         settings.run.strategy,
-        schedules=schedules,
+        schedules=schedules_of(deployment, forget_others(name, deployment)),
         concurrency_limit=one,
         description=deployment.about,
         tags=["tradenb"],
@@ -152,7 +151,37 @@ def apply(settings: Settings, deployment: Deployment) -> str:  # Its name
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
     made.apply()
-    return f"{deployment.flow}/{settings.run.strategy}"
+    return name
+
+
+SESSIONS, CLOCK = "every NYSE session", "by the clock"  # How the scheduler's pages call our schedules
+
+
+def schedules_of(deployment: Deployment, paused: set[str]) -> list[Any]:
+    "As Prefect has them, in New York's time."
+    from prefect.schedules import Cron, RRule
+
+    zone, found = str(NEW_YORK), []
+    if deployment.rrule:
+        found.append(RRule(deployment.rrule, timezone=zone, slug=SESSIONS, active=SESSIONS not in paused))
+    if deployment.cron:
+        found.append(Cron(deployment.cron, timezone=zone, slug=CLOCK, active=CLOCK not in paused))
+    return found
+
+
+def forget_others(name: str, deployment: Deployment) -> set[str]:  # Those that somebody paused
+    "Remove schedules of ours that the settings have no more."
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    wanted = {SESSIONS: deployment.rrule, CLOCK: deployment.cron}
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        there = client.read_deployment_by_name(name)
+        for schedule in there.schedules:
+            if schedule.slug in wanted and not wanted[schedule.slug]:
+                client.delete_deployment_schedule(there.id, schedule.id)
+        return {str(schedule.slug) for schedule in there.schedules if not schedule.active}
+    return set()
 
 
 # ---- working for it

@@ -26,7 +26,7 @@ from sqlalchemy import Engine
 from pipelines import day as days
 from pipelines import shown, upkeep
 from pipelines.engine import run_notebook
-from pipelines.notices import telling
+from pipelines.notices import telling, telling_once
 from pipelines.published import fetch_run, publish_run
 from pipelines.render import link, render, write_page
 from tradenb.core.clock import NEW_YORK, Stopwatch, SystemClock
@@ -281,10 +281,11 @@ def backfill(
     here = load(settings)
     with at_work(here), shown.progress(f"{start} to {end}") as advance:
         wanted, results = days.tradable(here, date.fromisoformat(start), date.fromisoformat(end)), []
-        for number, day in enumerate(wanted, 1):
-            results.append(days.run_day(here, day))
-            days.tell(results[-1])
-            advance(number / len(wanted))
+        with telling_once(here):
+            for number, day in enumerate(wanted, 1):
+                results.append(days.run_day(here, day))
+                days.tell(results[-1])
+                advance(number / len(wanted))
         shown.show_days(here, results)
     return {"sessions": len(results)}
 
@@ -335,8 +336,17 @@ def maintenance(
     "Compact and vacuum the lake, copy the databases, remove old runs' pages, and renew the schedules."
     here = load(settings)
     with at_work(here):
-        done = {job.__name__: chore.with_options(task_run_name=job.__name__)(job, here) for job in upkeep.CHORES}
-        shown.show_chores(done)
+        ended = {
+            job.__name__: chore.with_options(task_run_name=job.__name__)(job, here, return_state=True)
+            for job in upkeep.CHORES
+        }
+        done = {name: state.result(raise_on_failure=False) for name, state in ended.items()}
+        shown.show_chores(
+            {name: one_line(what) if isinstance(what, Exception) else what for name, what in done.items()}
+        )
+    for what in done.values():  # One that failed keeps no other from its turn
+        if isinstance(what, Exception):
+            raise what
     return done
 
 

@@ -6,11 +6,11 @@ import sqlite3
 import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import make_url
 
@@ -23,6 +23,9 @@ from tradenb.core.settings import Settings
 from tradenb.models.registry import open_registry
 from tradenb.trading import records
 from tradenb.trading.service import database_url
+
+if TYPE_CHECKING:
+    from tradenb.signals.monitor import Drift
 
 # ---- is a training due?
 
@@ -54,19 +57,33 @@ def training_due(settings: Settings) -> Due:
     return Due(None, kept + (": it is young enough and nothing drifted" if settings.schedule.retrain_on_drift else ""))
 
 
+MOVED = 0.1  # The share of inputs that must have moved; of 158 some always do, and the monitor warns of those
+
+
 def drifted(settings: Settings) -> str | None:
-    "What the signal service's monitor would warn of as drift; None: nothing."
-    from tradenb.signals.monitor import warnings
+    "Why the newest sessions are too far from the champion's training, as the signal service's monitor measures it; None: they are not."
     from tradenb.signals.service import open_desk
 
     desk = open_desk(settings, SystemClock())
     desk.holder.reload()
     desk.monitor.look()
     seen = desk.monitor.watched
-    if seen is None or seen.drift is None:
+    return moved_away(seen.drift, settings.signals.max_psi) if seen and seen.drift else None
+
+
+def moved_away(found: "Drift", max_psi: float) -> str | None:
+    "Why this drift asks for a training: the predictions have moved, or many of the inputs."
+    from tradenb.models.drift import PREDICTION
+
+    moved = found.moved(max_psi)
+    if PREDICTION not in moved["name"] and moved.height <= MOVED * found.table.height:
         return None
-    said = warnings(replace(seen, error=None), None, settings.signals.max_psi)
-    return said[0] if said else None
+    what = (
+        "the predictions have" if PREDICTION in moved["name"] else f"{moved.height} of {found.table.height} inputs have"
+    )
+    return (
+        f"{what} moved since the training ({found.start} to {found.end}, population stability index above {max_psi:g})"
+    )
 
 
 def train(settings: Settings, why: str) -> tuple[Any, dict[str, float]]:
@@ -161,13 +178,18 @@ def addresses_of(settings: Settings) -> list[str]:
 
 
 def sqlite_files(settings: Settings) -> list[Path]:
-    urls = [make_url(address) for address in addresses_of(settings)]
+    urls = map(make_url, addresses_of(settings))
     files = [Path(url.database or "") for url in urls if url.get_backend_name() == "sqlite"]
-    return [file for file in files if file.is_file()]
+    return [file for file in dict.fromkeys(files) if file.is_file()]
 
 
 def postgres_urls(settings: Settings) -> list[Any]:
-    return [url for url in map(make_url, addresses_of(settings)) if url.get_backend_name() == "postgresql"]
+    urls = [
+        make_url(address).set(drivername="postgresql")
+        for address in addresses_of(settings)
+        if address.startswith("postgres")
+    ]
+    return list(dict.fromkeys(urls))
 
 
 def copy_sqlite(file: Path, copy: Path) -> str:
@@ -188,7 +210,7 @@ def dump_postgres(url: Any, folder: Path) -> str:
     if program is None:
         return f"{name} not copied (no pg_dump on this machine: let its server do it)"
     copy, draft = folder / f"{name}.dump", folder / f"{name}.part"
-    plain = url.set(drivername="postgresql", password=None).render_as_string()
+    plain = url.set(password=None).render_as_string()
     command = [program, "--format=custom", f"--file={draft}", f"--dbname={plain}"]
     done = subprocess.run(command, env=os.environ | {"PGPASSWORD": url.password or ""}, capture_output=True, text=True)
     if done.returncode:

@@ -1,15 +1,22 @@
 "When what runs: schedules on the calendar of the NYSE."
 
+import os
+from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
+from typing import Any
 
+import httpx
 import pytest
 from dateutil.rrule import rrulestr
 
-from pipelines.deploy import deployments, every_session, last_known, weekly, working_hours
+from pipelines.deploy import deployments, every_session, last_known, register, weekly, working_hours
 from tradenb.core.calendar import sessions
 from tradenb.core.clock import NEW_YORK
+from tradenb.core.errors import ServiceUnavailable
+from tradenb.core.settings import Settings, load
 
 TODAY = date(2026, 11, 21)
+FLOWS = ("daily", "train", "reconcile", "maintenance", "backfill")
 
 
 def due(rule: str, start: date, end: date) -> list[datetime]:
@@ -43,7 +50,7 @@ def test_a_weekly_time_is_a_cron_line():
 
 def test_every_flow_is_deployed_and_only_the_backfill_waits_for_a_hand(make_settings):
     found = {d.flow: d for d in deployments(make_settings().schedule, TODAY)}
-    assert list(found) == ["daily", "train", "reconcile", "maintenance", "backfill"]
+    assert tuple(found) == FLOWS
     assert [name for name, d in found.items() if not (d.rrule or d.cron)] == ["backfill"]
     seldom = deployments(make_settings(**{"schedule.reconcile_minutes": 0}).schedule, TODAY)
     assert [d.flow for d in seldom if not (d.rrule or d.cron)] == ["reconcile", "backfill"]
@@ -56,3 +63,54 @@ def test_the_books_are_compared_every_so_many_minutes(minutes, times):
     schedule, day = CronSchedule(cron=working_hours(minutes), timezone=str(NEW_YORK)), date(2026, 11, 24)
     start = datetime.combine(day, time(), NEW_YORK)
     assert len(list(schedule._get_dates_generator(start=start, end=start + timedelta(days=1)))) == times
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, str]]:
+    "A Prefect server of its own, and settings."
+    from pipelines.scheduler import prepare, served
+
+    settings = load({"core.root": tmp_path_factory.mktemp("desk")}, env={})
+    before = dict(os.environ)
+    prepare(settings.root)
+    with served() as url:
+        yield settings, url
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def on_server(url: str) -> dict[str, Any]:
+    "The deployments there, by flow."
+    rows = httpx.post(f"{url}/deployments/filter", json={}).json()
+    return {row["entrypoint"].rpartition(".")[2]: row for row in rows}
+
+
+def test_a_server_learns_all_flows_and_a_second_time_changes_nothing_but_the_times(server):
+    settings, url = server
+    assert register(settings, url) == [f"{name}/alpha158_ls" for name in FLOWS]
+    first = on_server(url)
+    assert set(first) == set(FLOWS)
+    assert {row["work_pool_name"] for row in first.values()} == {"tradenb"}
+    assert [s["slug"] for s in first["daily"]["schedules"]] == ["every NYSE session"]
+    assert first["train"]["schedules"][0]["schedule"]["cron"] == "0 6 * * SAT"
+    limit = httpx.get(f"{url}/v2/concurrency_limits/broker").json()
+    assert (limit["limit"], limit["active"]) == (1, True)
+
+    (schedule,) = first["train"]["schedules"]
+    httpx.patch(f"{url}/deployments/{first['train']['id']}/schedules/{schedule['id']}", json={"active": False})
+    later = load({"core.root": settings.root, "schedule.train": "fri 18:30", "schedule.reconcile_minutes": 0}, env={})
+    register(later, url)
+    second = on_server(url)
+    assert {name: row["id"] for name, row in second.items()} == {name: row["id"] for name, row in first.items()}
+    (schedule,) = second["train"]["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["active"]) == (
+        "30 18 * * FRI",
+        False,
+    )  # paused by somebody: it stays so
+    assert second["reconcile"]["schedules"] == []
+    assert len(second["daily"]["schedules"]) == 1
+
+
+def test_a_server_that_is_not_there_is_said_in_one_line(make_settings):
+    with pytest.raises(ServiceUnavailable, match=r"http://127\.0\.0\.1:9/api does not answer"):
+        register(make_settings(), "http://127.0.0.1:9/api")

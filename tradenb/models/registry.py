@@ -27,7 +27,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..core.clock import Clock, SystemClock
 from ..core.db import model_activations
-from ..core.errors import InputError, ModelError, NoModelError, ServiceUnavailable, TradenbError, one_line
+from tradenb.core.errors import (
+    ConfigError,
+    InputError,
+    ModelError,
+    NoModelError,
+    ServiceUnavailable,
+    TradenbError,
+    one_line,
+)
 from ..core.storage import reach
 from ..features.sets import FeatureSet, from_json
 from . import tracking as records
@@ -181,10 +189,30 @@ def open_registry(
     own, gate = settings.registry, Gate(settings.registry.min_test_sessions, settings.registry.min_names)
     if own.artifacts:
         reach(settings)
+    _require_own_database(settings)
     places = {"uri": own.uri or None, "store": own.artifacts.rstrip("/") or None}
     return Registry(
         settings.root, settings.run.strategy, engine=engine, clock=clock or SystemClock(), gate=gate, **places
     )
+
+# %% ../../nbs/models/10_registry.ipynb #22f04495
+def _require_own_database(settings: Settings) -> None:
+    "MLflow's tables and the platform's have names in common."
+    from sqlalchemy import make_url
+
+    ours = settings.core.database_url
+    if (
+        ours
+        and settings.registry.uri
+        and _place(make_url(ours.get_secret_value())) == _place(make_url(settings.registry.uri))
+    ):
+        raise ConfigError(
+            "registry.uri and core.database_url name the same database: give MLflow one of its own, on the same server if you like"
+        )
+
+
+def _place(url: Any) -> tuple[Any, ...]:
+    return url.get_backend_name(), url.host, url.port, url.database, url.query.get("host")
 
 # %% ../../nbs/models/10_registry.ipynb #d132cae0
 def aliases(registry: Registry) -> Mapping[str, int]:  # alias → version
