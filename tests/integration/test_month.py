@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tradenb.core import db, web
-from tradenb.core.calendar import sessions, shift
+from tradenb.core.calendar import next_session, sessions, shift
 from tradenb.core.clock import Stopwatch
 from tradenb.core.settings import load
 from tradenb.exchange.faults import Plan
@@ -44,6 +44,7 @@ MILD = Plan.model_validate(
         ],
     }
 )
+REJECTING = Plan.model_validate({"rules": [{"kind": "reject_later", "on": "match", "times": 2}]})
 
 
 @dataclass
@@ -53,7 +54,8 @@ class Month:
     desk: Any
     faults: dict[str, int]  # how often each kind happened
     seconds: float
-    beside: Parity
+    beside: Parity  # of the sessions so far
+    after: date  # one more, on which the market rejected two orders that it had accepted
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +74,22 @@ def month(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         where = {"services.exchange_url": url}
         answer = desk.tradenb("backfill", "--from", str(MONTH[begun]), "--to", str(MONTH[-1]), **where)
         assert answer.code == 0, answer.err
-        seconds, done = watch.seconds, app.state.faults.done
+        seconds, done = watch.seconds, list(app.state.faults.done)
+        app.state.faults.set(REJECTING)
+        after = next_session(MONTH[-1])
+        answer = desk.tradenb("paper-run", "--date", str(after), **where)
+        assert answer.code == 0, answer.err
     runs = [open_run(str(root), str(day), f"{day}-alpha158_ls") for day in MONTH]
     beside = parity(runs)
     for run in runs:
         run.engine.dispose()
     kinds = [fault.kind.value for fault in done]
-    return Month(desk, {kind: kinds.count(kind) for kind in sorted(set(kinds))}, seconds, beside)
+    return Month(desk, {kind: kinds.count(kind) for kind in sorted(set(kinds))}, seconds, beside, after)
 
 
 def test_every_session_is_completed_reconciled_and_reported(month: Month) -> None:
     print(f"{DAYS} sessions of {SYMBOLS} symbols: {month.seconds:.0f} s, faults {month.faults}")
-    rows = {row["trade_date"]: row for row in month.desk.rows(db.runs)}
+    rows = {row["trade_date"]: row for row in month.desk.rows(db.runs) if row["trade_date"] != month.after}
     assert list(rows) == MONTH
     assert {(row["status"], row["summary"]["matched"]) for row in rows.values()} == {("completed", True)}
     for day in MONTH:
@@ -95,9 +101,14 @@ def test_every_session_is_completed_reconciled_and_reported(month: Month) -> Non
     month.desk.check_books()
 
 
+def planned_until(month: Month, last: date) -> int:
+    runs = {row["run_id"] for row in month.desk.rows(db.runs) if row["trade_date"] <= last}
+    return sum(row["qty"] is not None and row["run_id"] in runs for row in month.desk.rows(db.run_signals))
+
+
 def test_the_runs_and_one_backtest_over_all_sessions_plan_the_same_orders(month: Month) -> None:
     orders = month.beside.orders
-    assert orders.height == sum(row["qty"] is not None for row in month.desk.rows(db.run_signals)) > 5 * DAYS
+    assert orders.height == planned_until(month, MONTH[-1]) > 5 * DAYS
     assert month.beside.differing.is_empty(), month.beside.differing.head(5)
 
 
@@ -120,9 +131,28 @@ def test_every_day_s_gap_is_explained_to_the_last_digit_and_is_none_but_rounding
 
 def test_the_names_p_and_l_adds_up_to_what_the_account_earned(month: Month) -> None:
     gaps = {row["trade_date"]: row["amount"] for row in month.desk.rows(db.run_gap, cause=PAPER)}
-    earned = dict.fromkeys(MONTH, Decimal(0))
+    earned = dict.fromkeys([*MONTH, month.after], Decimal(0))
     for row in month.desk.rows(db.run_pnl):
         earned[row["trade_date"]] += row["pnl"]
         parts = row["dividends"] - row["borrow"] + row["other"] - row["fees"]
         assert row["realised"] + row["unrealised"] + parts == row["pnl"] == row["holding"] + row["trading"] + parts
-    assert {day: amount - gaps[day] for day, amount in earned.items()} == dict.fromkeys(MONTH, Decimal(0))
+    assert {day: amount - gaps[day] for day, amount in earned.items()} == dict.fromkeys(earned, Decimal(0))
+
+
+def test_what_the_market_rejects_is_missed_and_named(month: Month) -> None:
+    (run,) = month.desk.rows(db.runs, trade_date=month.after)
+    assert run["status"] == "partially_completed" and run["summary"]["gap_note"] is None
+    lost = {row["symbol"] for row in month.desk.rows(db.orders, run_id=run["run_id"], status="rejected")}
+    gaps = {row["cause"]: row for row in month.desk.rows(db.run_gap, run_id=run["run_id"])}
+    assert lost and gaps["missed"]["detail"]["shares"].keys() == lost
+    assert all(f"{symbol} " in gaps["missed"]["detail"]["said"] for symbol in lost)
+    assert "(rejected)" in gaps["missed"]["detail"]["said"]
+    assert (
+        gaps["signal"]["amount"]
+        == gaps["sizing"]["amount"]
+        == gaps["corporate"]["amount"]
+        == gaps["marks"]["amount"]
+        == 0
+    )
+    assert gaps["missed"]["amount"] != 0
+    assert sum((gaps[name]["amount"] for name in (BACKTEST, *GAP_CAUSES)), Decimal(0)) == gaps[PAPER]["amount"]

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
-from sqlalchemy import Engine, delete, insert
+from sqlalchemy import Engine, delete, insert, update
 
 from tradenb.core import db, web
 from tradenb.core.errors import DataError
@@ -23,6 +23,7 @@ from tradenb.market.tables import TABLES
 from tradenb.portfolio.market import Market
 from tradenb.trading.attribution import (
     BARS,
+    LATE,
     SESSION,
     benchmark_return,
     by_cause,
@@ -186,6 +187,21 @@ def test_a_day_whose_close_was_not_kept_is_not_measured_as_a_loss_of_everything(
         connection.execute(delete(db.account_snapshots))
     with pytest.raises(DataError, match="kept no account at its close"):
         measure(run)
+
+
+def test_a_fee_that_the_broker_lists_a_day_late_is_explained_as_such(run: Run) -> None:
+    vintage = {"bars": 0}
+    paid = [CashEvent("c", "deposit", Decimal(100), at(MON, 14)), CashEvent("f", "fee", Decimal("-0.35"), at(MON, 20))]
+    with run.engine.begin() as connection:
+        connection.execute(update(db.account_snapshots).values(cash=Decimal(100)))
+        connection.execute(update(db.runs).values(vintage=vintage, summary={"pnl": "0"}))
+        connection.execute(insert(db.cash_events), [cash_row(event) for event in paid])
+    add_run(run.engine, TUE, "99.65", None)
+    with run.lake.writing(5) as draft:
+        draft.record(MON, "test", at(TUE))
+    measured = measure(Run(run.settings, f"{TUE}-s", run.engine))
+    assert [(day.symbol, day.other, day.pnl) for day in measured.days] == [(LATE, Decimal("-0.35"), Decimal("-0.35"))]
+    assert measured.account.pnl == Decimal("-0.35") and measured.unexplained == 0
 
 
 # --- the benchmark ---------------------------------------------------------------------------------------------
