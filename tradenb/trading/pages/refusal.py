@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'by_check', 'in_common', 'reached', 'refusal_findings', 'refusal_figures', 'by_day', 'spread_charts',
-           'neighbours', 'refused_rows', 'refusal', 'shown_if_refused']
+           'neighbours', 'refused_rows', 'refusal', 'lateness_findings', 'lateness', 'shown_if_refused']
 
 # %% ../../../nbs/trading/pages/03_refusal.ipynb #7c3d08ac
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from html import escape
 import polars as pl
 
 from ...core.calendar import FIRST_DAY, LAST_DAY
-from ...core.errors import QualityError
-from ...core.report import HALF, Block, bars, headline, lines, side_by_side, stacked, text_of, tiles
+from ...core.errors import FreshnessError, QualityError
+from ...core.report import HALF, Block, bars, headline, lines, side_by_side, stacked, table, text_of, tiles
 from ...market.lake import Lake
 from ...market.quality import GateResult
-from .common import capital, counted, listed, short_day, subtitle
+from .common import capital, counted, listed, sentence, short_day, subtitle
 from tradenb.trading.pages.etl import (
     BAR,
     CHECKS,
@@ -167,6 +167,34 @@ def refusal(run: Run, gate: GateResult) -> Block:
     )
 
 
+def lateness_findings(error: FreshnessError, known: date | None) -> list[str]:
+    "What is missing, what the gate said of the rest, where that leaves the lake, and what to do."
+    gate: GateResult = error.gate
+    still = f"as it was after {short_day(known)}" if known else "empty, as it was"
+    judged = (
+        f"{len(gate.good):,} of {gate.rows:,} rows passed the quality gate" if gate.rows else "No row was delivered"
+    )
+    return [
+        sentence(str(error)),
+        f"{judged}; none of them became a bar: the lake is {still}. Nothing was traded.",
+        "Is the vendor only late? Give the same command again when the session is there. Have these names left the market? Then their listing should say so.",
+    ]
+
+
+def lateness(run: Run, error: FreshnessError) -> Block:
+    "The page of a run whose delivery was clean enough, and too old."
+    fresh, gate = error.freshness, error.gate
+    labels = {"last": "Last bar", "behind": "Sessions behind"}
+    late = table(fresh.stale, caption="Late names, the longest silent first", max_rows=40, labels=labels)
+    return stacked(
+        headline("Market data", subtitle(run), "red", lateness_findings(error, reached(run.lake))),
+        late,
+        Block("<h2>Quality gate</h2>"),
+        gate_table(gate),
+        judges_page(gate),
+    )
+
+
 @contextmanager
 def shown_if_refused(run: Run) -> Iterator[None]:
     "Within the block of a job's notebook, a refusal is shown before its error goes on."
@@ -177,4 +205,8 @@ def shown_if_refused(run: Run) -> Iterator[None]:
     except QualityError as refused:
         if refused.gate is not None:
             display(refusal(run, refused.gate))
+        raise
+    except FreshnessError as late:
+        if late.gate is not None:
+            display(lateness(run, late))
         raise
