@@ -5,6 +5,7 @@ Nothing here delays a run or fails one: messages leave from threads of their own
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,27 @@ from sqlalchemy import Engine
 
 from tradenb.core.errors import one_line
 from tradenb.core.logs import get_logger
-from tradenb.core.notify import Message, notifier_of, page_link, run_ended, run_failed
+from tradenb.core.notify import Kind, Message, job_failed, notifier_of, page_link, period_ended, run_ended, run_failed
 from tradenb.core.settings import Settings
 from tradenb.trading import records
 from tradenb.trading.run import run_folder
+
+_GOOD: ContextVar[list[dict[str, Any]] | None] = ContextVar("good days of a period", default=None)
+
+
+@contextmanager
+def telling_once(settings: Settings) -> Iterator[None]:
+    "Within the block good days are gathered, and told as one piece of news at its end; any other day is told at once."
+    gathered: list[dict[str, Any]] = []
+    token = _GOOD.set(gathered)
+    try:
+        yield
+    finally:
+        _GOOD.reset(token)
+    if gathered:
+        days = [date.fromisoformat(good["trade_date"]) for good in gathered]
+        index = page_link(settings, settings.root / "runs" / "index.html")
+        notifier_of(settings).post(period_ended(days[0], days[-1], gathered, index))
 
 
 @contextmanager
@@ -32,14 +50,28 @@ def telling(settings: Settings, engine: Engine, day: date) -> Iterator[None]:
         notifier.post(message)
 
 
+@contextmanager
+def watched(settings: Settings, name: str, again: str) -> Iterator[None]:
+    "Tell when a job beside the daily run fails within the block."
+    try:
+        yield
+    except Exception as error:
+        notifier_of(settings).post(job_failed(name, one_line(error), again))
+        raise
+
+
 def ending(settings: Settings, engine: Engine, day: date) -> Message | None:
-    "What to say of a run that came to its end; nothing when it has none yet, or when its row cannot be read."
+    "What to say of a run that came to its end; nothing when it has none yet, is part of a period, or its row cannot be read."
     run_id = records.run_id_of(settings.run.strategy, day)
     try:
         row = records.find(engine, run_id)
         if row is None or not records.is_over(row) or row.summary is None:
             return None
-        return run_ended(run_id, row.status, row.summary, link_to_page(settings, day, run_id), row.trace_id)
+        message = run_ended(run_id, row.status, row.summary, link_to_page(settings, day, run_id), row.trace_id)
+        if (gathered := _GOOD.get()) is not None and message.kind is Kind.SUCCESS:
+            gathered.append(row.summary | {"trade_date": str(day)})
+            return None
+        return message
     except Exception as error:
         get_logger().error("notification_not_made", error=one_line(error))
         return None

@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['FORBIDS', 'T', 'TONES', 'SENDING', 'SENT', 'PARTLY', 'FAILED', 'LATE', 'THROTTLED', 'UNSENT', 'OFF', 'HEARD',
-           'UNHEARD', 'STORM', 'LOCK', 'KEY', 'Kind', 'Message', 'run_ended', 'run_failed', 'halted', 'page_link',
-           'at_once', 'Reasons', 'without_tokens', 'deliver', 'deliverable', 'addresses', 'Claim', 'claim', 'books',
-           'Channels', 'Recorded', 'Notifier', 'notifier_of', 'halt_teller', 'settle', 'told', 'undelivered']
+           'UNHEARD', 'STORM', 'LOCK', 'KEY', 'Kind', 'Message', 'run_ended', 'period_ended', 'run_failed',
+           'job_failed', 'halted', 'page_link', 'at_once', 'Reasons', 'without_tokens', 'deliver', 'deliverable',
+           'addresses', 'Claim', 'claim', 'books', 'Channels', 'Recorded', 'Notifier', 'notifier_of', 'halt_teller',
+           'settle', 'told', 'undelivered']
 
 # %% ../../nbs/core/13_notify.ipynb #835af30d
 import atexit
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
@@ -87,6 +88,28 @@ def _statuses(summary: Mapping[str, Any]) -> str:
 def _lines(lines: list[str]) -> str:
     return "\n".join(line for line in lines if line)
 
+# %% ../../nbs/core/13_notify.ipynb #10f9cdf1
+def period_ended(
+    first: date,
+    last: date,
+    summaries: Sequence[Mapping[str, Any]],  # headline figures of its days, oldest first
+    link: str = "",
+    trace_id: str | None = None,
+) -> Message:
+    "All days of a period came to a good end"
+    pnl = sum((Decimal(summary["pnl"]) for summary in summaries), Decimal(0))
+    orders, fills = (sum(summary.get(name) or 0 for summary in summaries) for name in ("orders", "fills"))
+    lines = [
+        f"{len(summaries)} sessions completed, all reconciled",
+        f"equity {Decimal(summaries[-1]['equity']):,.2f} USD",
+        f"{orders} orders, {fills} fills",
+        link,
+    ]
+    title = f"Backfill {first} to {last}: {pnl:+,.2f} USD"
+    return Message(
+        Kind.SUCCESS, title, _lines(lines), f"period:{first}:{last}", trace_id=trace_id or current_trace_id()
+    )
+
 # %% ../../nbs/core/13_notify.ipynb #57f01ff1
 def run_failed(
     run_id: str,
@@ -106,6 +129,16 @@ def run_failed(
 def _essence(reason: str, length: int = 60) -> str:
     "A reason without the numbers that differ from one attempt to the next"
     return re.sub(r"[\d.:]+", "#", reason)[:length]
+
+# %% ../../nbs/core/13_notify.ipynb #61c287af
+def job_failed(
+    name: str,  # of the flow
+    reason: str,
+    again: str = "",  # the command that does it by hand
+) -> Message:
+    "A job beside the daily run did not come to its end"
+    body = _lines([reason, f"again: {again}" if again else ""])
+    return Message(Kind.FAILURE, f"{name} FAILED", body, f"job:{name}:{_essence(reason)}", tone="warning")
 
 # %% ../../nbs/core/13_notify.ipynb #29689181
 FORBIDS = {
@@ -196,7 +229,7 @@ def without_tokens(words: str, url: str, host: str = "") -> str:
         words = words.replace(piece, "***")
     return words
 
-# %% ../../nbs/core/13_notify.ipynb #10f9cdf1
+# %% ../../nbs/core/13_notify.ipynb #ea39e742
 TONES = {Kind.SUCCESS: "success", Kind.FAILURE: "failure", Kind.HALT: "warning", Kind.TEST: "info"}
 
 
@@ -238,7 +271,7 @@ def addresses(value: str) -> tuple[str, ...]:
     "Apprise addresses from a text that separates them by blanks or commas; an address may itself hold commas"
     return tuple(part for part in re.split(r"[\s,]+(?=[\w+.-]+://)", value.strip(" ,\n")) if part)
 
-# %% ../../nbs/core/13_notify.ipynb #ea39e742
+# %% ../../nbs/core/13_notify.ipynb #db88eab2
 SENDING, SENT, PARTLY, FAILED, LATE = "sending", "sent", "partly", "failed", "late"
 THROTTLED, UNSENT, OFF = "throttled", "unsent", "off"
 HEARD = (SENDING, SENT, PARTLY, LATE)  # a person has it, or may have it
