@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GAP_CAUSES', 'BACKTEST', 'PAPER', 'ENDS', 'STEPS', 'Books', 'NOTHING', 'PREDICTIONS', 'ORDER', 'Standing', 'earned',
-           'telescoped', 'Sized', 'Wanted', 'Executed', 'Priced', 'Charged', 'ordered', 'Day', 'walked', 'dated',
+           'telescoped', 'Sized', 'Wanted', 'Executed', 'ordered', 'Priced', 'Charged', 'Day', 'walked', 'dated',
            'exchange_plan', 'research_predictions', 'used_predictions', 'fees_by_session', 'day_of', 'kept_standing',
            'said', 'said_of_signals', 'said_of_shares', 'said_of_prices', 'said_of_marks', 'changes', 'troubles_of',
            'measure_gap', 'opening_books', 'keep_gap', 'read_books', 'gap_of', 'gap_history', 'Parity', 'parity']
@@ -163,6 +163,11 @@ class Executed(Book):
         return Decimal(repr(auction)) if np.isfinite(auction) else fill.price
 
 
+def ordered(fill: Fill) -> PlannedOrder:
+    "An execution as an order of its own."
+    return PlannedOrder(fill.symbol, 0, fill.side.value, fill.qty, None, None, None, 0.0, ZERO, ZERO, "executed")
+
+# %% ../../nbs/trading/11_gap.ipynb #1c69f614
 class Priced(Executed):
     "At the fills' own prices; the modelled spread and impact are in them."
 
@@ -184,12 +189,7 @@ class Charged(Priced):
         self.account.cash -= self.fees.get(self.dates[t], ZERO)
         return fills, Charges(*(np.zeros(len(fills)) for _ in range(3)))
 
-
-def ordered(fill: Fill) -> PlannedOrder:
-    "An execution as an order of its own."
-    return PlannedOrder(fill.symbol, 0, fill.side.value, fill.qty, None, None, None, 0.0, ZERO, ZERO, "executed")
-
-# %% ../../nbs/trading/11_gap.ipynb #27a1daaf
+# %% ../../nbs/trading/11_gap.ipynb #111080e0
 @dataclass(frozen=True)
 class Day:
     "What a day's books are made of."
@@ -205,7 +205,7 @@ class Day:
     account: Standing  # At the close, as the broker's books and prices have it
     deposits: Decimal = ZERO
 
-
+# %% ../../nbs/trading/11_gap.ipynb #27a1daaf
 def walked(day: Day, before: Books) -> Books:
     "Every book at the day's close."
     known, first = Known(day.market), int(np.searchsorted(day.market.dates, np.datetime64(day.since, "D"))) + 1
@@ -295,7 +295,7 @@ def used_predictions(plan: Sequence[Leg]) -> pl.DataFrame:  # `PREDICTIONS`; sor
     rows = {leg.order.symbol: leg.order.predicted_return for leg in plan if leg.order.rank is not None}
     return pl.DataFrame(sorted(rows.items()), schema=PREDICTIONS, orient="row")
 
-# %% ../../nbs/trading/11_gap.ipynb #a982d0e0
+# %% ../../nbs/trading/11_gap.ipynb #8b1ebe29
 def fees_by_session(entries: Iterable[Entry], days: Sequence[date]) -> dict[date, Decimal]:
     "Fees that were charged, USD; those of a day without a session count on the next one."
     fees = dict.fromkeys(days, ZERO)
@@ -306,7 +306,7 @@ def fees_by_session(entries: Iterable[Entry], days: Sequence[date]) -> dict[date
             fees[min((d for d in days if d >= day), default=days[-1])] += paid
     return fees
 
-
+# %% ../../nbs/trading/11_gap.ipynb #a982d0e0
 def day_of(run: Run, before: Row[Any] | None, bars: pl.DataFrame, research: pl.DataFrame | None = None) -> Day:
     "What the books of a run's day are made of; `research` instead of the vintage's own predictions."
     settings, plan = run.settings, read_plan(run.engine, run.run_id)
@@ -333,7 +333,7 @@ def kept_standing(engine: Engine, run_id: str) -> Standing:
         cash, equity = connection.execute(query).one()
     return Standing(cash, equity, {row["symbol"]: row["qty"] for row in snapshots(engine, run_id)})
 
-# %% ../../nbs/trading/11_gap.ipynb #8bbf8ec9
+# %% ../../nbs/trading/11_gap.ipynb #04d84390
 def said(day: Day, after: Books, troubles: Mapping[str, str]) -> dict[str, str]:
     "A sentence for each step."
     return {
@@ -348,7 +348,7 @@ def said(day: Day, after: Books, troubles: Mapping[str, str]) -> dict[str, str]:
         PAPER: "cash and positions at the broker's prices",
     }
 
-
+# %% ../../nbs/trading/11_gap.ipynb #a4feaef1
 def said_of_signals(research: pl.DataFrame, used: pl.DataFrame) -> str:
     both = research.join(used, on="symbol", how="full", coalesce=True, suffix="_used")
     off = both.filter((pl.col("prediction") - pl.col("prediction_used")).abs().fill_null(1.0) > 1e-9)
@@ -369,7 +369,7 @@ def said_of_shares(one: Standing, other: Standing, why: Mapping[str, str], most:
         else "the same shares"
     )
 
-
+# %% ../../nbs/trading/11_gap.ipynb #6dcb7573
 def said_of_prices(day: Day) -> str:
     value = sum((fill.qty * fill.price for fill in day.executions), ZERO)
     return (
@@ -421,7 +421,7 @@ def opening_books(engine: Engine, before: Row[Any] | None) -> Books:
         return dict.fromkeys(STEPS, Standing(ZERO, ZERO))
     return read_books(engine, before.run_id) or dict.fromkeys(STEPS, kept_standing(engine, before.run_id))
 
-# %% ../../nbs/trading/11_gap.ipynb #a4feaef1
+# %% ../../nbs/trading/11_gap.ipynb #8b7cc0ed
 def keep_gap(
     engine: Engine,
     run_id: str,
@@ -443,7 +443,7 @@ def keep_gap(
         connection.execute(delete(run_gap).where(run_gap.c.run_id == run_id))
         connection.execute(insert(run_gap), rows)
 
-
+# %% ../../nbs/trading/11_gap.ipynb #324cd98b
 def read_books(engine: Engine, run_id: str) -> Books | None:
     "Where a run's books stand; None for a run that was not measured."
     with engine.connect() as connection:
@@ -490,7 +490,7 @@ def gap_history(
     rows = [{"trade_date": day, "run_id": run_id} | amounts for (day, run_id), amounts in sorted(days.items())]
     return pl.DataFrame(rows, schema=schema)
 
-# %% ../../nbs/trading/11_gap.ipynb #8b7cc0ed
+# %% ../../nbs/trading/11_gap.ipynb #d5704fcc
 @dataclass(frozen=True, eq=False)
 class Parity:
     "A backtest of a period beside its runs."
@@ -510,7 +510,7 @@ class Parity:
         "The most that the equities are apart at a close, in basis points of the capital."
         return float(self.equity["bp"].abs().max() or 0.0)  # type: ignore[arg-type]
 
-
+# %% ../../nbs/trading/11_gap.ipynb #8bbf8ec9
 def parity(days: Sequence[Run], research: bool = True) -> Parity:
     "Compare the runs of a period, oldest first, with one backtest over it; `research`: on predictions made anew."
     plan = exchange_plan(days[0].settings)
