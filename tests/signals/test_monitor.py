@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 
 import httpx
 import numpy as np
@@ -12,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tradenb.core import calendar
+from tradenb.core.clock import Stopwatch, sleep
 from tradenb.core.errors import ModelError, NoModelError, ServiceUnavailable, TradenbError
 from tradenb.core.web import serving
 from tradenb.features.panel import Panel
 from tradenb.signals.holder import ModelHolder, Repeated
-from tradenb.signals.monitor import Watched, agreement, drift, realised, warnings
+from tradenb.signals.monitor import Watched, agreement, drift, measured, realised, warnings
 from tradenb.signals.service import create_app, open_desk
 
 from .conftest import AS_OF, KEY, House, settings_at
@@ -106,6 +108,35 @@ def test_measures_are_taken_once_per_model_and_vintage(house):
         assert desk.monitor.watched is not first
     finally:
         house.write(house.bars.filter(pl.col("date") == AS_OF))
+
+
+def test_a_process_measures_a_model_once_for_a_vintage_whoever_asks(house):
+    "The page of a run and the service of the same day."
+    model, later = house.registry.load(house.versions[0]), house.clock.now() + timedelta(hours=1)
+    seen = []
+    for at in (house.clock.now(), later):
+        desk = open_desk(house.settings, house.clock)
+        seen.append(measured(house.settings, desk.market, model, desk.market.view(), at))
+    assert seen[0].drift is seen[1].drift
+    assert (seen[0].at, seen[1].at) == (house.clock.now(), later)
+    fewer = house.settings.model_copy(
+        update={"signals": house.settings.signals.model_copy(update={"drift_sessions": 10})}
+    )
+    other = measured(fewer, desk.market, model, desk.market.view(), later)
+    assert other.drift.start > seen[0].drift.start
+
+
+def test_where_a_session_is_on_its_way_drift_is_looked_at_when_it_is_there(house):
+    house.registry.activate(house.versions[0], "test", "start")
+    app = create_app(house.settings, house.clock, news_to_come=True)
+    with serving(app) as url, httpx.Client(base_url=url, timeout=60) as client:
+        assert client.get("/health").json()["model"]["version"] == house.versions[0]
+        assert app.state.desk.monitor.watched is None
+        client.post("/api/v1/model/reload", headers={"X-API-Key": KEY}).raise_for_status()
+        watch = Stopwatch()
+        while app.state.desk.monitor.watched is None and watch.seconds < 60:
+            sleep(0.01)
+        assert app.state.desk.monitor.watched.drift is not None
 
 
 def test_realised_skill_is_of_the_sessions_after_the_training_alone(house):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
@@ -31,12 +31,12 @@ from ..models.metrics import rank_ic
 from ..models.registry import LoadedModel
 from ..portfolio.weights import ranked
 from .holder import ModelHolder
-from .reader import MarketReader, View, recent_panel
+from .reader import MarketReader, Remembered, View, recent_panel
 
 # %% auto #0
-__all__ = ['BLOCK', 'USUAL_BLOCKS', 'BEYOND', 'LEAST_SESSIONS', 'REALISED_SESSIONS', 'KEPT_SESSIONS', 'WAITING', 'Agreement',
-           'agreement', 'blocks', 'Drift', 'drift', 'training_stretches', 'stretch', 'Realised', 'realised', 'Watched',
-           'warnings', 'measured', 'Monitor']
+__all__ = ['BLOCK', 'USUAL_BLOCKS', 'BEYOND', 'MANY', 'LEAST_SESSIONS', 'MEASURED', 'REALISED_SESSIONS', 'KEPT_SESSIONS',
+           'WAITING', 'Agreement', 'agreement', 'blocks', 'Drift', 'drift', 'training_stretches', 'stretch', 'Realised',
+           'realised', 'Watched', 'warnings', 'measured', 'Monitor']
 
 # %% ../../nbs/signals/04_monitor.ipynb #14de24b0
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ def blocks(
 # %% ../../nbs/signals/04_monitor.ipynb #b2f6b2b2
 USUAL_BLOCKS = 12  # stretches before the end of the training that tell what is usual
 BEYOND = 2.0  # times the furthest of them
+MANY = 0.2  # of the inputs: of 158 some always move
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +114,11 @@ class Drift:
     def moved(self, max_psi: float) -> pl.DataFrame:
         "Rows beyond the limit and beyond what is usual."
         return self.table.filter(pl.col("psi") > pl.max_horizontal(pl.lit(max_psi), BEYOND * pl.col("usual")))
+
+    def serious(self, max_psi: float) -> bool:
+        "Have the predictions moved, or many of the inputs? A few of them are worth a line, and nobody's alarm."
+        moved = self.moved(max_psi)
+        return PREDICTION in moved["name"] or moved.height > MANY * self.table.height
 
 
 def drift(
@@ -250,12 +256,16 @@ def measured(
     view: View,
     at: datetime,  # the present
 ) -> Watched:
-    "Drift and realised skill of a model on a vintage; what could not be measured says why."
-    now = Watched(model.version, view.key, at)
+    "Drift and realised skill of a model on a vintage; what could not be measured says why. Neither changes, so a process works them out once."
+    now, chosen = Watched(model.version, view.key, at), (settings.hash, settings.signals.drift_sessions)
+    key = (str(market.lake.root), model.name, model.version, model.tags.get("digest"), view.key, chosen)
     try:
-        return _measured(now, settings, market, model, view)
+        return replace(MEASURED.get(key, lambda: _measured(now, settings, market, model, view)), at=at)
     except TradenbError as error:
         return replace(now, error=one_line(error))
+
+
+MEASURED: Remembered[Hashable, Watched] = Remembered(4)  # the service's and those of a run's page are the same
 
 
 def _measured(now: Watched, settings: Settings, market: MarketReader, model: LoadedModel, view: View) -> Watched:

@@ -414,6 +414,7 @@ def open_desk(settings: Settings, clock: Clock) -> Desk:
 def create_app(
     settings: Settings,
     clock: Clock,
+    news_to_come: bool = False,  # a newer session is being taken in: drift is first looked at when it is there
 ) -> FastAPI:  # to be served on settings.services.signals_port, or on a free port
     "The signal service; it loads the champion when it starts, and starts without one too."
     desk = open_desk(settings, clock)
@@ -423,7 +424,7 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         desk.background.start()
         with contextlib.suppress(TradenbError):  # told on /health, tried again by the poll
-            desk.look()
+            (desk.holder.reload if news_to_come else desk.look)()
         poll.start()
         yield
         poll.stop()
