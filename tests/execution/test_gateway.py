@@ -265,6 +265,29 @@ def test_who_loses_the_lease_while_waiting_sends_nothing_more(
     assert not wire.orders
 
 
+def test_whoever_took_the_order_by_his_own_clock_is_the_one_who_sends_it(
+    ledger: Ledger, wire: Any, wire_broker: Broker, intent: Make, clock: SimulatedClock
+) -> None:
+    def taken(connection: Any, intent: Any, name: str, parent: Any) -> None:
+        "The admission's last question; by the time of the POST another machine, whose clock is ahead, has the lease."
+        stolen.append(name)
+
+    stolen: list[str] = []
+    gateway = Gateway(ledger, wire_broker, guard=taken, owner="first")
+    gateway.until = lambda: clock.now() + timedelta(minutes=5)  # type: ignore[method-assign]
+    real = ledger.admit
+
+    def admit(*arguments: Any, **options: Any) -> Any:
+        order, created = real(*arguments, **options)
+        ledger.release(stolen[0], "first")
+        assert ledger.claim(stolen[0], "second", clock.now() + timedelta(minutes=5))
+        return order, created
+
+    ledger.admit = admit  # type: ignore[method-assign]
+    order, _ = gateway.submit(intent())
+    assert (order.status, order.lease_owner, wire.posts) == (OrderStatus.PENDING_NEW, "second", 0)
+
+
 def test_a_gateway_that_wakes_up_late_does_not_give_away_somebody_elses_lease(
     ledger: Ledger, wire: Any, intent: Make, clock: SimulatedClock
 ) -> None:

@@ -73,6 +73,11 @@ def _renamed(real: Any) -> Any:
     return repeat
 
 
+def _held_by_us(real: Any) -> Any:
+    "The last look does not ask whose lease it is."
+    return lambda self: (self.desk.owner, real(self)[1])
+
+
 def _always_mine(real: Any) -> Any:
     "Whoever wants to send, sends."
     return lambda self, order: True
@@ -174,7 +179,7 @@ def _timeout_is_rejection(real: Any) -> Any:
 
 def _open_switch(real: Any) -> Any:
     "The admission does not look at the kill switch, and neither does the last look."
-    return lambda self, order, connection=None: None
+    return lambda self, order, connection=None, rows=None: None
 
 
 def _sized_by_the_book(real: Any) -> Any:
@@ -238,7 +243,7 @@ MUTATIONS: dict[str, Mutation] = {
     "intent_after_send": Mutation("the intent is stored when the answer is there", lambda: [on(Gateway, "submit", _forgotten_intent)]),
     "blind_resend": Mutation("a failed attempt is repeated without asking", lambda: [on(broker.Submitting, "submit", _blind)]),
     "resend_renamed": Mutation("a repeat is sent under another name", lambda: [on(Gateway, "_repeat", _renamed)]),
-    "lease_ignored": Mutation("every gateway takes itself for the sender", lambda: [on(Gateway, "claimed", _always_mine)]),
+    "lease_ignored": Mutation("every gateway takes itself for the sender", lambda: [on(Gateway, "claimed", _always_mine), on(gateway.LastLook, "_now", _held_by_us)]),
     "event_booked_twice": Mutation("a repeated event is booked again", lambda: [on(Ledger, "book", _booked_twice)]),
     "late_fills_dropped": Mutation("fills of orders that are over are dropped", lambda: [on(Ledger, "book", _no_late_fills)]),
     "absence_trusted": Mutation("an order that is not at the broker yet is given up at once", lambda: [on(Gateway, "_ask", _absent_is_over)]),

@@ -48,4 +48,9 @@ SEEDS = (
         5,
         "The exchange answered an average as a division left it, and one such number made every list of orders unreadable: nobody could reconcile.",
     ),
+    Found(
+        191,
+        2,
+        "A gateway whose clock was behind trusted its lease by that clock, and sent for the first time what another one had taken over and sent.",
+    ),
 )

@@ -29,12 +29,13 @@ from tradenb.execution.broker import (
     Unresolved,
     Withheld,
 )
+from .commits import Question, asked
 from .controls import Denial, Parent, differs
-from .intents import Guard, Verdict
+from .intents import HOLDER, Guard, Verdict
 from .ledger import Ledger, StoredOrder
 from .orders import OrderIntent, validate
 from .states import UNRESOLVED, WORKING, Event, Kind, OrderStatus, Standing, from_broker
-from .switch import Engaged, Switch
+from .switch import IN_FORCE, Engaged, Switch
 
 # %% ../../nbs/execution/12_gateway.ipynb #510b4aae
 def adopt(
@@ -183,11 +184,18 @@ class LastLook:
             self.until = self.desk.until()
         if difference := differs(self.order, body):
             raise Withheld(difference)
-        if self.desk.switch:
-            with self.desk.ledger.reading() as connection:
-                standing = self.desk.switch.forbids(self.order, connection)
-            if standing:
-                raise Withheld(halted(standing))
+        holder, standing = self._now()
+        if holder != self.desk.owner:
+            raise Withheld(LEASE_LOST)
+        if standing:
+            raise Withheld(halted(standing))
+
+    def _now(self) -> tuple[str | None, Engaged | None]:
+        "Who has the lease, and what forbids the order: the database's word of this moment"
+        questions: list[Question] = [(HOLDER, {"name": self.order.client_order_id})]
+        with self.desk.ledger.reading() as connection:
+            (row,), *rows = asked(connection, *questions, *([IN_FORCE] if self.desk.switch else []))
+        return row.lease_owner, self.desk.switch.forbids(self.order, rows=rows[0]) if self.desk.switch else None
 
 # %% ../../nbs/execution/12_gateway.ipynb #8f1a4d0a
 class Intake(Resolving):

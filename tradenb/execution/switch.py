@@ -227,9 +227,11 @@ class Switch(Setting):
         found = self.standing(strategy, symbol, connection)
         return found.level if found else Level.RELEASE
 
-    def forbids(self, order: Any, connection: Connection | None = None) -> Engaged | None:
+    def forbids(
+        self, order: Any, connection: Connection | None = None, rows: Iterable[Any] | None = None
+    ) -> Engaged | None:
         "What forbids an order with a `strategy` and a `symbol` to leave, now that it was admitted"
-        found = self.standing(order.strategy, order.symbol, connection)
+        found = self.standing(order.strategy, order.symbol, connection, rows)
         return found if found and found.level.strength >= Level.BLOCK.strength else None
 
     def state(self) -> list[Engaged]:
