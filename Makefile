@@ -10,7 +10,7 @@ unexport PYTHONHOME
 unexport PYTHONPATH
 
 BIN := .venv/bin
-SOURCES := nbs tests pipelines docs/*.py
+SOURCES := nbs tests pipelines docs/*.py ops/*.py
 JOBS ?= 2
 ARGS ?=
 BENCH ?=
