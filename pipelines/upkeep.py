@@ -57,9 +57,6 @@ def training_due(settings: Settings) -> Due:
     return Due(None, kept + (": it is young enough and nothing drifted" if settings.schedule.retrain_on_drift else ""))
 
 
-MOVED = 0.1  # The share of inputs that must have moved; of 158 some always do, and the monitor warns of those
-
-
 def drifted(settings: Settings) -> str | None:
     "Why the newest sessions are too far from the champion's training, as the signal service's monitor measures it; None: they are not."
     from tradenb.signals.service import open_desk
@@ -75,9 +72,9 @@ def moved_away(found: "Drift", max_psi: float) -> str | None:
     "Why this drift asks for a training: the predictions have moved, or many of the inputs."
     from tradenb.models.drift import PREDICTION
 
-    moved = found.moved(max_psi)
-    if PREDICTION not in moved["name"] and moved.height <= MOVED * found.table.height:
+    if not found.serious(max_psi):
         return None
+    moved = found.moved(max_psi)
     what = (
         "the predictions have" if PREDICTION in moved["name"] else f"{moved.height} of {found.table.height} inputs have"
     )

@@ -271,8 +271,17 @@ def test_an_account_without_equity_or_orders_has_limits_too(make_settings: Calla
 # ---- the model
 
 
-def watched(psi: float = 0.1, usual: float = 0.1, ics: tuple[float, ...] = (), error: str | None = None) -> Watched:
-    table = pl.DataFrame({"name": ["ROC5", "prediction"], "psi": [psi, 0.0], "usual": [usual, 0.1], "missing": [0.0] * 2, "missing_then": [0.0] * 2})  # fmt: skip
+def watched(
+    psi: float = 0.1,
+    usual: float = 0.1,
+    ics: tuple[float, ...] = (),
+    error: str | None = None,
+    others: int = 0,
+    predictions: float = 0.0,
+) -> Watched:
+    names, moved = ["ROC5", "prediction", *(f"F{i}" for i in range(others))], [psi, predictions, *[0.0] * others]
+    table = pl.DataFrame({"name": names, "psi": moved, "usual": [usual] + [0.1] * (others + 1)})
+    table = table.with_columns(missing=0.0, missing_then=0.0)
     daily = pl.DataFrame({"date": [DAY] * len(ics), "rank_ic": ics, "names": [60] * len(ics)}, schema_overrides={"rank_ic": pl.Float64})  # fmt: skip
     skill = Realised(daily, newey_west(np.array(ics))) if ics else None
     return Watched(
@@ -290,10 +299,12 @@ NOISE = tuple(0.001 * (-1) ** i for i in range(30))
         (watched(psi=0.3, usual=0.1), ["amber"]),
         (watched(psi=0.3, usual=0.2), ["green"]),  # further than the limit, but not than twice the usual
         (watched(psi=0.24, usual=0.0), ["green"]),
-        (watched(ics=NOISE), ["amber"]),  # worth nothing since it was trained
+        (watched(ics=NOISE), ["green", "amber"]),  # worth nothing since it was trained
         (watched(ics=NOISE[:5]), ["green"]),  # too few to say so
         (watched(psi=0.3, usual=0.1, ics=NOISE), ["amber", "amber"]),
         (watched(error="no bars"), ["amber"]),
+        (watched(psi=0.3, usual=0.1, others=9), ["green"]),  # one of eleven: some always move
+        (watched(predictions=0.9, others=99), ["amber"]),  # what trades has moved
     ],
 )
 def test_a_model_is_judged_by_drift_beyond_the_usual_and_by_skill_below_its_promise(

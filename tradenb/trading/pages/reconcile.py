@@ -8,7 +8,7 @@ __all__ = ['BOOKS', 'ROUTINE', 'NAMES', 'LINES', 'SIDE', 'CHANGE', 'POSITION', '
            'account_table', 'positions_table', 'figures']
 
 # %% ../../../nbs/trading/pages/07_reconcile.ipynb #c15ed5be
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -138,7 +138,9 @@ def settled_table(result: Reconciled) -> Block:
     "What differed at first, why, and is in both books now."
     if not result.settled.height:
         return note("Nothing had to be mended.")
-    return table(result.settled, caption="Mended on the way, or accounted for", max_rows=40, labels=NAMES)
+    rows = result.settled.with_columns(pl.col("kind").str.to_titlecase(), pl.col("ours", "broker").replace("", "–"))
+    odd: Callable[[Mapping[str, Any]], Tint | None] = lambda row: None if row["cause"].startswith(ROUTINE) else "warn"
+    return table(rows, caption="Mended on the way, or accounted for", highlight=odd, max_rows=40, labels=NAMES)
 
 # %% ../../../nbs/trading/pages/07_reconcile.ipynb #4860ecc6
 LINES = {

@@ -8,7 +8,7 @@ __all__ = ['MOVED', 'Record', 'record_of', 'sheet_of', 'findings', 'opening', 'w
 
 # %% ../../../nbs/trading/pages/04_train.ipynb #1998f34e
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
@@ -27,13 +27,14 @@ from tradenb.core.report import (
     text_of,
     tiles,
 )
+from ...models.drift import PREDICTION
 from ...models.inference import Trials
 from ...models.performance import TRADING_DAYS, performance
 from ...models.registry import open_registry
 from ...models.tracking import TrainingRecord
 from ...models.tracking import record as recorded
 from ...portfolio.tearsheet import Judgement, drawdown_chart, equity_chart, judge, quantile_chart, sentences
-from ...signals.monitor import Watched, measured, warnings
+from ...signals.monitor import Drift, Watched, measured, warnings
 from ...signals.reader import MarketReader
 from ..modelling import SHEET, SIMULATED, Book, kept_book
 from tradenb.trading.pages.common import (
@@ -122,12 +123,25 @@ def _made(trained: Trained) -> tuple[str, str]:
 
 def watched_findings(watched: Watched, record: Record, max_psi: float) -> list[Finding]:
     "Whether the market still is the one that the model was trained on, and whether its skill is."
-    odd = warnings(watched, record.metrics.get("rank_ic"), max_psi)
-    if odd or watched.drift is None:
-        return [("amber", sentence(text)) for text in odd]
-    worst_of = watched.drift.table.row(0, named=True)
-    moved = f"furthest {worst_of['name']} by {worst_of['psi']:.2f}, usual are {worst_of['usual']:.2f}"
-    return [("green", f"Its inputs look as they did in the training: {moved}.")]
+    odd = warnings(replace(watched, drift=None), record.metrics.get("rank_ic"), max_psi)
+    return [*_drifted(watched.drift, max_psi), *(("amber", sentence(text)) for text in odd)]
+
+
+def _drifted(found: Drift | None, max_psi: float) -> list[Finding]:
+    "Amber when the predictions moved, or many inputs: of 158 some always do, and an alarm that is always on is heard by nobody."
+    if found is None:
+        return []
+    moved, furthest = found.moved(max_psi), found.table.row(0, named=True)
+    far = f"{furthest['name']} furthest, by {furthest['psi']:.2f} where {furthest['usual']:.2f} is usual"
+    share = f"{moved.height} of {counted(found.table.height, 'input and output', 'inputs and outputs')}"
+    if not found.serious(max_psi):
+        return (
+            [("green", f"Its inputs look as they did in the training, but for {share}: {far}.")]
+            if moved.height
+            else [("green", f"Its inputs look as they did in the training: {far}.")]
+        )
+    among = "the predictions among them" if PREDICTION in moved["name"] else "the predictions not among them"
+    return [("amber", f"The market has moved away from the training: {share}, {among}; {far}.")]
 
 # %% ../../../nbs/trading/pages/04_train.ipynb #70d3258d
 def figures(trained: Trained, record: Record) -> Block:
