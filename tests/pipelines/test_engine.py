@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from pipelines.engine import declared_parameters, run_notebook
-from tradenb.core.errors import ConfigError, FreshnessError, RunFailed
+from tradenb.core.errors import ConfigError, DependencyError, FreshnessError, RunFailed
 
 PARAMETERS = 'trade_date = "2024-01-02"\nsymbols: list[str] | None = None\ncapital = 1_000_000.0'
 
@@ -110,6 +110,22 @@ def test_any_other_error_becomes_a_failed_run_in_one_line(book: Path, out: Path)
     with pytest.raises(RunFailed, match=r"^etl.ipynb, cell 2: ZeroDivisionError: division by zero$"):
         run_notebook(write(book, "1/0"), out, {})
     assert outputs(out)[0][0].output_type == "error"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("open('/dev/full', 'w').write('x' * 100_000)", "the disk is full"),
+        (
+            "from sqlalchemy import create_engine\ncreate_engine('sqlite:////').connect()",
+            "the database does not answer",
+        ),
+    ],
+    ids=["disk", "database"],
+)
+def test_what_the_machine_does_to_a_notebook_is_a_dependency(book: Path, out: Path, source: str, words: str) -> None:
+    with pytest.raises(DependencyError, match=f"^etl.ipynb, cell 2: {words}"):
+        run_notebook(write(book, source), out, {})
 
 
 def test_a_syntax_error_is_a_failed_run(book: Path, out: Path) -> None:

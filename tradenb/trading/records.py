@@ -25,7 +25,7 @@ import tradenb
 from ..core.clock import Clock
 from ..core.db import run_signals, run_stages, runs
 from ..core.errors import InputError, RunBusy
-from .leases import LEASE, busy, day_rows, is_held, take, this_process
+from .leases import LEASE, busy, day_rows, is_held, require_free, take, this_process
 from .troubles import patient
 
 # %% ../../nbs/trading/01_records.ipynb #d47529ef
@@ -83,7 +83,7 @@ def begin(
     owner: str | None = None,  # Who will work on it; this process by default
 ) -> Row[Any]:  # The run's row
     "The row of this run, made when it is new, and held by `owner` unless it is over. `RunBusy` when another process works on the day, `InputError` when it began under other settings."
-    make(engine, spec, clock)
+    make(engine, spec, clock, owner or this_process())
     this = runs.c.run_id == spec.run_id
     with engine.begin() as connection:
         day = day_rows(connection, spec.strategy, spec.trade_date)
@@ -110,10 +110,16 @@ def hold(engine: Engine, run_id: str, owner: str, clock: Clock) -> bool:  # Fals
         return True
 
 
-def make(engine: Engine, spec: RunSpec, clock: Clock) -> None:
-    "See to it that there is a row; another process may be quicker."
+def make(
+    engine: Engine,
+    spec: RunSpec,
+    clock: Clock,
+    owner: str,  # Who will work on it
+) -> None:
+    "See to it that there is a row; another process may be quicker. `RunBusy`, and no row, while another run of the day is worked on."
     if find(engine, spec.run_id) is None:
         with suppress(IntegrityError), engine.begin() as connection:
+            require_free(day_rows(connection, spec.strategy, spec.trade_date), owner, clock.now())
             connection.execute(insert(runs), _new_row(spec, clock))
 
 

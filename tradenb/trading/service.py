@@ -241,7 +241,7 @@ def run_day(
 ) -> RunAnswer:
     "Plan once, send the plan, answer with every mapping."
     spec = run_spec(desk.settings, request)
-    records.make(desk.engine, spec, SystemClock())
+    records.make(desk.engine, spec, SystemClock(), owner or "")
     with turn(desk, spec.run_id, owner) as name:
         row = records.begin(desk.engine, spec, SystemClock(), name)
         return answer_of(desk, row.run_id) if records.is_over(row) else _work(desk, row)
