@@ -210,7 +210,7 @@ def check_database(settings: Settings) -> Iterator[Finding]:
         if engine is None:
             yield new(part, "no database yet", "the first run makes it")
             return
-        name = engine.url.render_as_string(hide_password=True)
+        name = engine.url.set(query={}).render_as_string(hide_password=True)
         there, wanted, known = schema(engine)
         if not known:
             yield ill(part, f"{name} is at schema {there}, which this code does not know", "update the code")
