@@ -149,7 +149,7 @@ def rows(table: Any) -> list[dict[str, Any]]:
 def small(bucket: str, root: Path) -> Settings:
     "A lake in the bucket, and little to put into it."
     return load(
-        {"core.root": root, "demo.symbols": 6, "demo.years": 1, "demo.bad_rows": 0, "lake.url": f"{bucket}/lake"}
+        {"core.root": root, "demo.symbols": 10, "demo.years": 1, "demo.bad_rows": 0, "lake.url": f"{bucket}/lake"}
     )
 
 
