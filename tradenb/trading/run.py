@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, Row
-from .leases import Hold, holding, this_process
 
 from ..core.calendar import next_session, previous_session
 from ..core.clock import Clock, SystemClock
@@ -28,6 +27,7 @@ from ..core.settings import SECRETS, Settings, load
 from ..market.lake import Lake, open_lake
 from . import records
 from .clients import ExecutionClient, OrchestratorClient, SignalsClient
+from .leases import Hold, holding, this_process
 from .service import RunRequest, database_url, run_spec, secret
 from .services import clock_for, locked
 
