@@ -25,7 +25,7 @@ from tradenb.trading.run import open_run
 from tradenb.trading.services import provide_feed
 
 FIRST = date(2020, 1, 3)
-DAYS = int(os.environ.get("TRADENB_MONTH_SESSIONS", "5"))
+DAYS = int(os.environ.pop("TRADENB_MONTH_SESSIONS", "5"))  # or it would be taken for a setting
 SYMBOLS = 40 if DAYS <= 5 else 100
 MONTH = sessions(FIRST, shift(FIRST, DAYS - 1))
 KEYS = {"TRADENB_EXECUTION__BROKER_KEY_ID": "month", "TRADENB_EXECUTION__BROKER_SECRET": "sesame"}

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['LARGEST_REQUEST', 'M', 'Named', 'Limit', 'Offset', 'Asked', 'STOPPING', 'SIDE_BY_SIDE', 'EVENT', 'EVENTS', 'WEBHOOK',
-           'OFF', 'BARE', 'body_of', 'read', 'asking', 'Direct', 'desk_of', 'existing', 'submitted', 'orders_router',
-           'worth', 'compared', 'books_router', 'switch_json', 'switched', 'switch_router', 'received',
-           'webhooks_router']
+           'OFF', 'BARE', 'body_of', 'read', 'asking', 'Direct', 'desk_of', 'existing', 'submitted', 'list_orders',
+           'show_order', 'cancel_order', 'orders_router', 'worth', 'compared', 'list_positions', 'list_history',
+           'list_bars', 'show_account', 'list_denials', 'compare_books', 'books_router', 'switch_json', 'switched',
+           'switch_router', 'received', 'webhooks_router']
 
 # %% ../../nbs/execution/20_routes.ipynb #926a5798
 import asyncio
@@ -132,9 +133,44 @@ def submitted(desk: Desk, asked: OrderRequest) -> tuple[StoredOrder, bool]:
         return desk.gateway.submit(asked.intent, asked.client_order_id, asked.run_id, parent)
 
 
+def list_orders(
+    request: Request,
+    run_id: Asked = None,
+    trade_date: Day | None = None,
+    status: Annotated[list[OrderStatus] | None, Query()] = None,
+    symbol: Asked = None,
+    strategy: Asked = None,
+    parent_id: Asked = None,
+    newest: Annotated[bool, Query(description="newest first")] = False,
+    limit: Limit = 100,
+    offset: Offset = 0,
+) -> Response:
+    "Orders, oldest first"
+    wanted: dict[str, Any] = {"run_id": run_id, "trade_date": trade_date, "symbol": symbol, "strategy": strategy}
+    wanted |= {"parent_id": parent_id, "status": [word.value for word in status] if status else None}
+    found = orders_page(desk_of(request).engine, limit, offset, newest, **wanted)
+    return answer({"orders": found.rows, "total": found.total})
+
+
+def show_order(request: Request, client_order_id: Named) -> Response:
+    "One order with its history"
+    desk = desk_of(request)
+    order = existing(desk, client_order_id)
+    events = named(db.order_events, desk.ledger.events(client_order_id))
+    return answer(order_json(order) | {"events": events})
+
+
+def cancel_order(request: Request, client_order_id: Named) -> Response:
+    "Cancel an order; 409 when it is too late"
+    desk = desk_of(request)
+    existing(desk, client_order_id)
+    with desk.door.inside_of():
+        return answer(order_json(desk.gateway.cancel(client_order_id)))
+
+# %% ../../nbs/execution/20_routes.ipynb #7b686c7b
 def orders_router(key: Any, orders: Any, denied: Any) -> APIRouter:  # the counters of the application
     "Orders: send, list, show, cancel"
-    router = APIRouter(prefix="/api/v1/orders", tags=["orders"])
+    router = APIRouter(prefix="/api/v1/orders", tags=["orders"], default_response_class=Response)
     told = replies(OrderAnswer, 401, 403, 409, 413, 422, 503) | {201: {"model": OrderAnswer}}
 
     async def submit(request: Request) -> Response:
@@ -154,50 +190,10 @@ def orders_router(key: Any, orders: Any, denied: Any) -> APIRouter:  # the count
     described |= {"responses": told, "openapi_extra": asking(OrderRequest)}
     router.add_api_route("", submit, methods=["POST"], route_class_override=Direct, **described)
 
-    @router.get("", response_class=Response, responses=replies(OrdersPage, 422, 503))
-    def list_orders(
-        request: Request,
-        run_id: Asked = None,
-        trade_date: Day | None = None,
-        status: Annotated[list[OrderStatus] | None, Query()] = None,
-        symbol: Asked = None,
-        strategy: Asked = None,
-        parent_id: Asked = None,
-        newest: Annotated[bool, Query(description="newest first")] = False,
-        limit: Limit = 100,
-        offset: Offset = 0,
-    ) -> Response:
-        "Orders, oldest first"
-        wanted: dict[str, Any] = {"run_id": run_id, "trade_date": trade_date, "symbol": symbol, "strategy": strategy}
-        wanted |= {"parent_id": parent_id, "status": [word.value for word in status] if status else None}
-        found = orders_page(desk_of(request).engine, limit, offset, newest, **wanted)
-        return answer({"orders": found.rows, "total": found.total})
-
-    @router.get(
-        "/{client_order_id}",
-        response_class=Response,
-        responses=replies(OrderWithEvents, 404, 422, 503),
-    )
-    def show(request: Request, client_order_id: Named) -> Response:
-        "One order with its history"
-        desk = desk_of(request)
-        order = existing(desk, client_order_id)
-        events = named(db.order_events, desk.ledger.events(client_order_id))
-        return answer(order_json(order) | {"events": events})
-
-    @router.delete(
-        "/{client_order_id}",
-        dependencies=[key],
-        response_class=Response,
-        responses=replies(OrderAnswer, 401, 403, 404, 409, 422, 503),
-    )
-    def cancel(request: Request, client_order_id: Named) -> Response:
-        "Cancel an order; 409 when it is too late"
-        desk = desk_of(request)
-        existing(desk, client_order_id)
-        with desk.door.inside_of():
-            return answer(order_json(desk.gateway.cancel(client_order_id)))
-
+    one, gone = replies(OrderWithEvents, 404, 422, 503), replies(OrderAnswer, 401, 403, 404, 409, 422, 503)
+    router.get("", responses=replies(OrdersPage, 422, 503))(list_orders)
+    router.get("/{client_order_id}", responses=one)(show_order)
+    router.delete("/{client_order_id}", dependencies=[key], responses=gone)(cancel_order)
     return router
 
 # %% ../../nbs/execution/20_routes.ipynb #ee8ffcf5
@@ -224,80 +220,81 @@ def compared(desk: Desk, asked: ReconciliationRequest) -> dict[str, Any]:
     return told | lines | {"halted": result.halted}
 
 
+def list_positions(request: Request, closed: bool = False) -> Response:
+    "Open positions with profit; `closed=true` lists those too that are flat by now"
+    desk = desk_of(request)
+    found = [p for p in desk.ledger.positions().values() if p.qty or closed]
+    prices = desk.prices(p.symbol for p in found if p.qty)
+    return answer({"positions": [position_json(p, prices.get(p.symbol)) for p in found]})
+
+
+def list_history(
+    request: Request,
+    symbol: Asked = None,
+    run_id: Asked = None,
+    since: Day | None = None,
+    until: Day | None = None,
+    limit: Limit = 100,
+    offset: Offset = 0,
+) -> Response:
+    "Positions as the runs left them, newest session first"
+    found = history_page(desk_of(request).engine, limit, offset, since, until, symbol=symbol, run_id=run_id)
+    return answer({"snapshots": found.rows, "total": found.total})
+
+
+def list_bars(
+    request: Request,
+    date: Day,
+    symbols: Annotated[str, Query(min_length=1, max_length=4_000, description="symbols, between commas")],
+) -> Response:
+    "What symbols traded at in a session that has closed, as the broker's market data has it"
+    broker = desk_of(request).gateway.broker.glance
+    found = broker.session_bars(broker.assets().keys() & set(symbols.split(",")), date)
+    names = ("open", "close", "volume")
+    return answer({"bars": [{"symbol": s} | dict(zip(names, found[s], strict=True)) for s in sorted(found)]})
+
+
+def show_account(request: Request) -> Response:
+    "Cash, equity and what they are made of"
+    desk = desk_of(request)
+    return answer(worth(desk))
+
+# %% ../../nbs/execution/20_routes.ipynb #72acf2be
+def list_denials(
+    request: Request,
+    run_id: Asked = None,
+    trade_date: Day | None = None,
+    symbol: Asked = None,
+    strategy: Asked = None,
+    code: Asked = None,
+    client_order_id: Asked = None,
+    limit: Limit = 100,
+    offset: Offset = 0,
+) -> Response:
+    "Orders that the controls or the kill switch did not let in, newest first"
+    wanted: dict[str, Any] = {"run_id": run_id, "trade_date": trade_date, "symbol": symbol, "strategy": strategy}
+    wanted |= {"code": code, "client_order_id": client_order_id}
+    found = denials_page(desk_of(request).engine, limit, offset, **wanted)
+    return answer({"denials": found.rows, "total": found.total})
+
+
+async def compare_books(request: Request) -> Response:
+    "Catch up with the broker, compare the books, list what differs"
+    asked = read(ReconciliationRequest, await body_of(request))
+    return answer(await run_in_threadpool(compared, desk_of(request), asked))
+
+# %% ../../nbs/execution/20_routes.ipynb #18f4b84e
 def books_router(key: Any) -> APIRouter:
     "Positions, their past, the account, what was denied, and the comparison with the broker's books"
-    router = APIRouter(prefix="/api/v1", tags=["books"])
-
-    @router.get("/positions", response_class=Response, responses=replies(PositionsAnswer, 422, 503))
-    def positions(request: Request, closed: bool = False) -> Response:
-        "Open positions with profit; `closed=true` lists those too that are flat by now"
-        desk = desk_of(request)
-        found = [p for p in desk.ledger.positions().values() if p.qty or closed]
-        prices = desk.prices(p.symbol for p in found if p.qty)
-        return answer({"positions": [position_json(p, prices.get(p.symbol)) for p in found]})
-
-    @router.get("/positions/history", response_class=Response, responses=replies(HistoryPage, 422, 503))
-    def history(
-        request: Request,
-        symbol: Asked = None,
-        run_id: Asked = None,
-        since: Day | None = None,
-        until: Day | None = None,
-        limit: Limit = 100,
-        offset: Offset = 0,
-    ) -> Response:
-        "Positions as the runs left them, newest session first"
-        found = history_page(desk_of(request).engine, limit, offset, since, until, symbol=symbol, run_id=run_id)
-        return answer({"snapshots": found.rows, "total": found.total})
-
-    @router.get("/bars", response_class=Response, responses=replies(BarsAnswer, 422, 503))
-    def bars(
-        request: Request,
-        date: Day,
-        symbols: Annotated[str, Query(min_length=1, max_length=4_000, description="symbols, between commas")],
-    ) -> Response:
-        "What symbols traded at in a session that has closed, as the broker's market data has it"
-        broker = desk_of(request).gateway.broker.glance
-        found = broker.session_bars(broker.assets().keys() & set(symbols.split(",")), date)
-        names = ("open", "close", "volume")
-        return answer({"bars": [{"symbol": s} | dict(zip(names, found[s], strict=True)) for s in sorted(found)]})
-
-    @router.get("/account", response_class=Response, responses=replies(AccountAnswer, 503))
-    def account(request: Request) -> Response:
-        "Cash, equity and what they are made of"
-        desk = desk_of(request)
-        return answer(worth(desk))
-
-    @router.get("/denials", response_class=Response, responses=replies(DenialsPage, 422, 503))
-    def denials(
-        request: Request,
-        run_id: Asked = None,
-        trade_date: Day | None = None,
-        symbol: Asked = None,
-        strategy: Asked = None,
-        code: Asked = None,
-        client_order_id: Asked = None,
-        limit: Limit = 100,
-        offset: Offset = 0,
-    ) -> Response:
-        "Orders that the controls or the kill switch did not let in, newest first"
-        wanted: dict[str, Any] = {"run_id": run_id, "trade_date": trade_date, "symbol": symbol, "strategy": strategy}
-        wanted |= {"code": code, "client_order_id": client_order_id}
-        found = denials_page(desk_of(request).engine, limit, offset, **wanted)
-        return answer({"denials": found.rows, "total": found.total})
-
-    @router.post(
-        "/reconciliation",
-        dependencies=[key],
-        response_class=Response,
-        responses=replies(ReconciliationAnswer, 401, 403, 409, 413, 422, 503),
-        openapi_extra=asking(ReconciliationRequest),
-    )
-    async def compare(request: Request) -> Response:
-        "Catch up with the broker, compare the books, list what differs"
-        asked = read(ReconciliationRequest, await body_of(request))
-        return answer(await run_in_threadpool(compared, desk_of(request), asked))
-
+    router = APIRouter(prefix="/api/v1", tags=["books"], default_response_class=Response)
+    judged = replies(ReconciliationAnswer, 401, 403, 409, 413, 422, 503)
+    router.get("/positions", responses=replies(PositionsAnswer, 422, 503))(list_positions)
+    router.get("/positions/history", responses=replies(HistoryPage, 422, 503))(list_history)
+    router.get("/bars", responses=replies(BarsAnswer, 422, 503))(list_bars)
+    router.get("/account", responses=replies(AccountAnswer, 503))(show_account)
+    router.get("/denials", responses=replies(DenialsPage, 422, 503))(list_denials)
+    asks: dict[str, Any] = {"dependencies": [key], "openapi_extra": asking(ReconciliationRequest)}
+    router.post("/reconciliation", responses=judged, **asks)(compare_books)
     return router
 
 # %% ../../nbs/execution/20_routes.ipynb #2d99152f
