@@ -26,13 +26,13 @@ from sqlalchemy import Engine
 from pipelines import day as days
 from pipelines import shown, upkeep
 from pipelines.engine import run_notebook
-from pipelines.notices import telling, telling_once
+from pipelines.notices import telling, telling_once, watched
 from pipelines.published import fetch_run, publish_run
 from pipelines.render import link, render, write_page
 from tradenb.core.clock import NEW_YORK, Stopwatch, SystemClock
 from tradenb.core.db import connect, migrate
 from tradenb.core.errors import DependencyError, RunFailed, SourceError, one_line
-from tradenb.core.logs import bind, get_logger
+from tradenb.core.logs import bind, get_logger, new_trace_id
 from tradenb.core.progress import LISTENER, heard_by, say
 from tradenb.core.settings import Settings, load
 from tradenb.core.tracing import observe, step
@@ -66,11 +66,15 @@ class DayFailed(RunFailed):
 
 @contextmanager
 def at_work(settings: Settings, patience_s: float = 3600) -> Iterator[None]:
-    "The desk, on a worker after whoever has it now; there also the log files, and what is said goes to the flow run's log."
+    "The desk, on a worker after whoever has it now; there also the log files, and what is said goes to the flow run's log. What a flow does beside a run is a trace of its own."
     by_a_worker = runtime.deployment.id is not None
     if by_a_worker:
         observe(settings, "flow")
-    with heard_by(LISTENER.get() or shown.logger()), days.desk(settings, patience_s if by_a_worker else 0):
+    with (
+        step(f"flow {runtime.flow_run.flow_name or 'by hand'}", service="flow"),
+        heard_by(LISTENER.get() or shown.logger()),
+        days.desk(settings, patience_s if by_a_worker else 0),
+    ):
         yield
 
 
@@ -142,7 +146,8 @@ def trade(settings: Settings, day: date) -> None:
         days.require_forwards(engine, settings.run.strategy, day)
         fetch_run(settings, run_folder(settings.root, day, records.run_id_of(settings.run.strategy, day)))
         with telling(settings, engine, day), running(settings, day) as ready:
-            run = start_run(ready, day)
+            with bind(trace_id=new_trace_id(), span=None):  # of the run alone: a backfill's flow has many runs
+                run = start_run(ready, day)
             try:
                 perform(run)
             finally:
@@ -155,7 +160,8 @@ def perform(run: Run) -> None:
     "All stages of a run that are not done yet, in order. Raises the error of the stage that failed."
     keep_flow_run(run)
     done = {name for name, row in records.stages(run.engine, run.run_id).items() if row.status == records.COMPLETED}
-    with bind(run_id=run.run_id, trace_id=run.row.trace_id), step("daily", service="flow"), held(run) as hold:
+    of_the_run = dict(run_id=run.run_id, trace_id=run.row.trace_id, span=None)  # not the flow's: it may be resumed
+    with bind(**of_the_run), step("daily", service="flow"), held(run) as hold:
         try:
             for name in STAGES:
                 if name not in done:
@@ -302,7 +308,7 @@ def train(
     if late := missed():
         return late
     here = load(settings)
-    with at_work(here):
+    with watched(here, "train", "tradenb train"), at_work(here):
         due = upkeep.training_due(here)
         reason = why or due.reason
         if reason is None:

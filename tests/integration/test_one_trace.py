@@ -69,6 +69,8 @@ def test_one_id_is_on_the_screen_in_the_flow_in_all_logs_and_in_the_rows(day, tr
     assert {line["trace_id"] for line in booked} == {trace}
     assert len(booked) == len(day.rows(db.fills))
     assert {line["run_id"] for line in lines if line["trace_id"] == trace} == {RUN}
+    (flow,) = (line for line in lines if line["context"].get("name") == "flow daily")  # what it did beside the run
+    assert flow["trace_id"] not in (None, trace)
 
 
 def test_each_request_names_who_made_it_from_the_flow_to_the_exchange(trace, lines):
