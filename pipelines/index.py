@@ -154,8 +154,8 @@ def index_page(rows: Sequence[IndexRow], path: Path = Path(INDEX)) -> str:
     newest_first = sorted(rows, key=lambda row: (row.trade_date, row.run_id), reverse=True)
     blocks = [
         _headline(newest_first),
-        *_summary(newest_first),
-        *_calendar(newest_first),
+        *_figures(newest_first),
+        *_pictures(newest_first),
         _search(newest_first),
         _table(newest_first),
     ]
@@ -192,7 +192,7 @@ def by_day(rows: Sequence[IndexRow]) -> list[IndexRow]:
     return [done[day] for day in sorted(done)]
 
 
-def _summary(newest_first: Sequence[IndexRow]) -> list[Block]:
+def _figures(newest_first: Sequence[IndexRow]) -> list[Block]:
     days = by_day(newest_first)
     if not days:
         return []
@@ -210,7 +210,7 @@ def _summary(newest_first: Sequence[IndexRow]) -> list[Block]:
         "Reconciled": (f"{sum(checked)} of {len(checked)}", "days that were checked"),
         "To look at": (f"{look + failed:,}", f"{failed:,} red, {look:,} amber"),
     }
-    return [tiles(figures), *(_charts(days) if len(days) > 1 else [])]
+    return [tiles(figures)]
 
 
 def _performance(days: Sequence[IndexRow]) -> dict[str, tuple[str, str]]:
@@ -237,28 +237,40 @@ def deepest_fall(returns: Sequence[float]) -> float:
     return fall
 
 
-def _charts(days: Sequence[IndexRow]) -> list[Block]:
+FEW = 2  # So many months stand beside the charts, more of them below
+
+
+def _pictures(newest_first: Sequence[IndexRow]) -> list[Block]:
+    "The calendar, and the equity as a line."
+    if not newest_first:
+        return []
+    days = by_day(newest_first)
+    few = len({(row.trade_date.year, row.trade_date.month) for row in newest_first}) <= FEW
+    calendar = _calendar(newest_first, few)
+    if len(days) < 2:
+        return [calendar]
+    charts = _charts(days, 2.0 if few else 2.6)
+    return [side_by_side(calendar, stacked(*charts))] if few else [side_by_side(*charts), calendar]
+
+
+def _charts(days: Sequence[IndexRow], height: float) -> list[Block]:
     pnl = [float(row.pnl or 0) for row in days]
     frame = pl.DataFrame(
         {"date": [row.trade_date for row in days], "equity": [float(row.equity or 0) for row in days], "pnl": pnl},
         schema={"date": pl.Date, "equity": pl.Float64, "pnl": pl.Float64},
     )
     return [
-        side_by_side(
-            lines(frame, "date", ["equity"], "Equity", "dollars", "At each close, in USD", width=HALF),
-            bars(frame, "date", "pnl", "P&L by day", "dollars", "In USD", signed=True, height=2.6, width=HALF),
-        )
+        lines(frame, "date", ["equity"], "Equity", "dollars", "At each close, in USD", height=height, width=HALF),
+        bars(frame, "date", "pnl", "P&L by day", "dollars", "In USD", signed=True, height=height, width=HALF),
     ]
 
 
-def _calendar(newest_first: Sequence[IndexRow]) -> list[Block]:
-    if not newest_first:
-        return []
-    hint = "Green earned, red lost, the stronger the more. A dot: something to look at. A red frame: failed, or the books did not agree. A click opens the day."
-    return [
-        Block(f"<h2>Calendar</h2><p class=tn-sub>{escape(hint)}</p>"),
-        months({row.trade_date: _day(row) for row in reversed(newest_first)}),
-    ]
+HINT = "Green earned, red lost, the stronger the more. A dot: something to look at. A red frame: failed, or the books did not agree. A click opens the day."
+
+
+def _calendar(newest_first: Sequence[IndexRow], large: bool) -> Block:
+    head = Block(f"<div class=tn-chart><figcaption>Calendar<small>{escape(HINT)}</small></figcaption></div>")
+    return stacked(head, months({row.trade_date: _day(row) for row in reversed(newest_first)}, large=large))
 
 
 def _day(row: IndexRow) -> Day:

@@ -117,7 +117,8 @@ CSS = themed("""
 .tn-month table{border-collapse:separate;border-spacing:3px;margin:0 -3px}.tn-month td{width:30px;height:26px;padding:0;text-align:center;border-radius:4px;color:#687584}
 .tn-month td.tn-off{opacity:.35}.tn-month td.tn-day{position:relative;box-shadow:inset 0 0 0 1px #dde3ea}.tn-month td a{display:block;line-height:26px;color:#1f2a37;border-radius:4px}
 .tn-month td.tn-red{box-shadow:inset 0 0 0 2px #b2423a}.tn-month td.tn-amber:after{content:"";position:absolute;right:3px;top:3px;width:5px;height:5px;border-radius:50%;background:#b97a14}
-.tn-clip{display:block;max-width:21em;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.tn-large .tn-month td{width:44px;height:38px}.tn-large .tn-month td a{line-height:38px}.tn-large .tn-month{font-size:13.5px}
+.tn-clip{display:block;max-width:15em;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .tn-row>div{min-width:0}.tn-row{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:0 28px;align-items:start}
 """).strip() + _dark("[data-jp-theme-light=false]", "body.vscode-dark")
 
@@ -478,6 +479,7 @@ def months(
     days: Mapping[date, Day],
     format: Format = "gain",  # Of the months' sums
     most: int = 12,  # So many months, the newest; the others can be unfolded
+    large: bool = False,  # For a month or two
 ) -> Block:
     "Months side by side, the newest first, each day in the colour of its value."
     firsts = sorted({day.replace(day=1) for day in days}, reverse=True)
@@ -489,7 +491,7 @@ def months(
         if drawn[most:]
         else ""
     )
-    return Block(f"<div class=tn-months>{''.join(drawn[:most])}</div>{older}")
+    return Block(f"<div class='tn-months{' tn-large' if large else ''}'>{''.join(drawn[:most])}</div>{older}")
 
 
 def _month(first: date, days: Mapping[date, Day], format: Format, top: float) -> str:
