@@ -55,3 +55,16 @@ def test_settings_are_fixed_once_there_is_a_plan(engine: Engine, clock: Simulate
         connection.execute(insert(run_signals), leg)
     with pytest.raises(InputError, match="has a plan made under settings 5e77"):
         begin(engine, OTHER, clock)
+
+
+def test_a_report_that_breaks_after_its_verdict_leaves_the_day_open_and_one_that_says_failed_closes_it(engine, clock):
+    begin(engine, SPEC, clock)
+    records.learn(engine, SPEC.run_id, summary={"pnl": "-1.00"})
+    end(engine, SPEC.run_id, records.COMPLETED, clock.now())
+    end(engine, SPEC.run_id, records.FAILED, clock.now(), "report.ipynb, cell 6: KeyError: 'pnl'")
+    assert not records.is_over(records.require(engine, SPEC.run_id))
+    assert records.last_done(engine, "s") is None
+    assert begin(engine, SPEC, clock).status == records.RUNNING
+    end(engine, SPEC.run_id, records.FAILED, clock.now())
+    assert records.is_over(records.require(engine, SPEC.run_id))
+    assert records.last_done(engine, "s").run_id == SPEC.run_id

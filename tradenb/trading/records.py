@@ -53,13 +53,16 @@ RUNNING, COMPLETED, PARTIAL, FAILED = "running", "completed", "partially_complet
 def is_over(
     row: Row[Any],  # Of `runs`
 ) -> bool:
-    "Has the run come to its end, well or badly? A stage that failed leaves it open; a report that says that nothing filled closes it."
-    return row.status in (COMPLETED, PARTIAL) or (row.status == FAILED and row.summary is not None)
+    "Has the run come to its end, well or badly? A stage that failed leaves it open, the report's too; a report that says that nothing filled closes it."
+    return row.status in (COMPLETED, PARTIAL) or (
+        row.status == FAILED and row.summary is not None and row.error is None
+    )
 
 
 def _over() -> Any:
     "`is_over` as a condition in SQL."
-    return runs.c.status.in_((COMPLETED, PARTIAL)) | ((runs.c.status == FAILED) & runs.c.summary.is_not(None))
+    reported = runs.c.summary.is_not(None) & runs.c.error.is_(None)
+    return runs.c.status.in_((COMPLETED, PARTIAL)) | ((runs.c.status == FAILED) & reported)
 
 
 @dataclass(frozen=True, slots=True)
