@@ -248,7 +248,7 @@ def list_bars(
     symbols: Annotated[str, Query(min_length=1, max_length=4_000, description="symbols, between commas")],
 ) -> Response:
     "What symbols traded at in a session that has closed, as the broker's market data has it"
-    broker = desk_of(request).gateway.broker.glance
+    broker = desk_of(request).gateway.broker
     found = broker.session_bars(broker.assets().keys() & set(symbols.split(",")), date)
     names = ("open", "close", "volume")
     return answer({"bars": [{"symbol": s} | dict(zip(names, found[s], strict=True)) for s in sorted(found)]})
