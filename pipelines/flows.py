@@ -13,7 +13,7 @@ A flow that finds nothing to do ends as `Skipped` and says why. What may be repe
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,13 @@ def skipped(why: object) -> State[Any]:
 LATE = timedelta(hours=6)
 
 
-def missed() -> State[Any] | None:
+def overdue() -> State[Any] | None:
+    "The end of this flow when it comes too late."
+    return missed(runtime.flow_run.scheduled_start_time, SystemClock().now())
+
+
+def missed(planned: datetime | None, now: datetime) -> State[Any] | None:
     "The end of a scheduled flow that no worker was there for on its day; None when it is still that day."
-    planned, now = runtime.flow_run.scheduled_start_time, SystemClock().now()
     if (
         planned is None
         or now - planned < LATE
@@ -116,7 +120,7 @@ def daily(
     settings: dict[str, Any] | None = None,  # `section.key` → value, where they differ from the machine's
 ) -> Any:  # The day in figures, or how it was skipped
     "A whole trading day: data, model, signals, orders, fills, reconciliation, P&L, reports. Safe to repeat and to resume."
-    if late := missed():
+    if late := overdue():
         return late
     here = load(settings)
     with at_work(here):
@@ -305,7 +309,7 @@ def train(
     settings: dict[str, Any] | None = None,  # `section.key` → value, where they differ from the machine's
 ) -> Any:
     "Train, register and activate a model when age, drift or other features ask for it."
-    if late := missed():
+    if late := overdue():
         return late
     here = load(settings)
     with watched(here, "train", "tradenb train"), at_work(here):

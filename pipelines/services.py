@@ -24,6 +24,7 @@ from rich.console import Console
 from tradenb.core.clock import Stopwatch, sleep
 from tradenb.core.errors import PortTaken, ServiceUnavailable, TradenbError, one_line
 from tradenb.core.settings import Settings, find_file, load, variable
+from tradenb.core.storage import variables
 from tradenb.core.web import listen
 
 SCHEDULER_PORT, MLFLOW_PORT = 4200, 5050
@@ -96,8 +97,9 @@ def programs(settings: Settings) -> list[Program]:
         *scheduling(settings),
         Program(
             "mlflow",
-            (str(BIN / "mlflow"), *mlflow_arguments(settings)),
+            (str(BIN / "mlflow"), "server", "--host", host, "--port", f"{MLFLOW_PORT}", "--workers", "1"),
             {"mlflow": f"http://{host}:{MLFLOW_PORT}/"},
+            mlflow_environment(settings),
         ),
         Program("reports", (str(BIN / "tradenb"), "reports"), {"reports": reports_url(settings)}),
     ]
@@ -130,11 +132,10 @@ def reports_url(settings: Settings) -> str:
     return f"http://{settings.services.host}:{settings.reports.port}/"
 
 
-def mlflow_arguments(settings: Settings) -> tuple[str, ...]:
-    "MLflow's pages over the registry's database, wherever that is."
+def mlflow_environment(settings: Settings) -> dict[str, str]:
+    "MLflow's pages over the registry's database and its files, wherever they are; addresses with passwords stand on no command line."
     store = settings.registry.uri or f"sqlite:///{settings.root / 'mlflow' / 'mlflow.db'}"
-    at = ("--host", settings.services.host, "--port", f"{MLFLOW_PORT}")
-    return ("server", *at, "--backend-store-uri", store, "--workers", "1")
+    return variables(settings.storage) | {"MLFLOW_BACKEND_STORE_URI": store}
 
 
 def running_scheduler(root: Path) -> str | None:

@@ -88,3 +88,15 @@ def test_one_process_holds_a_root_once_however_often_it_asks(tmp_path: Path):
         pass
     with to_itself(tmp_path):
         pass
+
+
+def test_a_run_that_no_worker_took_on_its_day_is_missed_and_not_made_up_for():
+    from pipelines.flows import missed
+
+    due = at(25, 14)
+    assert missed(None, due) is None  # started by hand
+    assert missed(due, at(25, 20)) is None  # late, and still its day
+    assert missed(at(26, 4), at(26, 6)) is None  # the flow waited over midnight in New York
+    late = missed(due, at(26, 14))
+    assert late is not None and late.is_failed()
+    assert (late.name, "it was due at 2025-11-25 09:00 in New York" in str(late.message)) == ("Missed", True)
