@@ -117,6 +117,7 @@ _ALL = (
     Metric("tradenb_model_trouble_timestamp_seconds", "gauge", _SIGNALS, "Since when the registry's champion cannot be taken; NaN: it can"),
     Metric("tradenb_model_drift_psi", "gauge", _SIGNALS, "Population stability index of the feature that moved furthest since the training"),
     Metric("tradenb_model_drift_limit_psi", "gauge", _SIGNALS, "The index beyond which a warning is given"),
+    Metric("tradenb_model_drift_serious", "gauge", _SIGNALS, "1 when the predictions moved since the training, or many of the inputs"),
     Metric("tradenb_model_rank_ic", "gauge", _SIGNALS, "Realised rank IC since the training, mean"),
     Metric("tradenb_model_rank_ic_low", "gauge", _SIGNALS, "Lower end of its interval"),
     Metric("tradenb_model_rank_ic_high", "gauge", _SIGNALS, "Upper end of its interval"),

@@ -286,6 +286,7 @@ class Watch(BaseModel):
     drift_from: date | None
     drift_to: date | None
     worst: list[Moved]
+    drift_serious: bool | None = Field(description="the predictions moved, or many of the inputs")
     realised_rank_ic: float | None
     realised_low: float | None
     realised_high: float | None
@@ -372,6 +373,7 @@ def watch_of(monitor: Monitor) -> Watch:
     return Watch(
         measured_at=seen and seen.at, drift_from=moved and moved.start, drift_to=moved and moved.end,
         worst=[Moved(**row) for row in worst],
+        drift_serious=moved.serious(monitor.settings.signals.max_psi) if moved else None,
         realised_rank_ic=skill and _finite(skill.mean.value), realised_low=skill and _finite(skill.mean.low),
         realised_high=skill and _finite(skill.mean.high), realised_sessions=skill.sessions if skill else 0,
         challenger=challenger.version if challenger else None,
@@ -570,6 +572,7 @@ def add_gauges(app: FastAPI, desk: Desk) -> None:
         ("tradenb_model_trouble_timestamp_seconds", lambda w, s: s.trouble and s.trouble.since.timestamp()),
         ("tradenb_model_load_duration_seconds", lambda w, s: s.load_s),
         ("tradenb_model_drift_psi", lambda w, s: w.worst[0].psi if w.worst else None),
+        ("tradenb_model_drift_serious", lambda w, s: w.drift_serious),
         ("tradenb_model_rank_ic", lambda w, s: w.realised_rank_ic),
         ("tradenb_model_rank_ic_low", lambda w, s: w.realised_low),
         ("tradenb_model_rank_ic_high", lambda w, s: w.realised_high),
