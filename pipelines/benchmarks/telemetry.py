@@ -79,10 +79,11 @@ def of_an_order(folder: Path) -> float:
 
     days = sessions(date(2017, 5, 24), date(2017, 6, 7))
     write_rows(folder, [(f"B{n:03}", day, 50.0, 50.5, 49.5, 50.0, 20_000_000) for n in range(ORDERS) for day in days])
-    morning, keys = new_york(DAY, 9), {"key_id": "K", "secret_key": "S"}
+    morning = new_york(DAY, 9)
     environment = {"TRADENB_EXECUTION__BROKER_KEY_ID": "K", "TRADENB_EXECUTION__BROKER_SECRET": "S"}
     wide = {"core.root": str(folder), "limits.max_window_notional": "1e12", "limits.max_gross": "1e6"}
     settings = load(wide | {"limits.max_net": "1e6"}, env=environment | {"TRADENB_SERVICES__API_KEY": "sesame"})
+    keys: dict[str, Any] = {"key_id": "K", "secret_key": "S"}
     exchange = create_exchange(folder, folder / "exchange.db", Decimal(10**9), start=morning, **keys)
     with ExitStack() as stack:
         broker = stack.enter_context(web.serving(exchange))

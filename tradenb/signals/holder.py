@@ -89,7 +89,9 @@ class ModelHolder:
                 model = successor(self.registry, before.model, self.role)
             except TradenbError as error:
                 self.served = before.failed(error, self.clock.now())
-                get_logger("signals").warning("model_refused", role=self.role, reason=one_line(error), serving=_version(before))
+                get_logger("signals").warning(
+                    "model_refused", role=self.role, reason=one_line(error), serving=_version(before)
+                )
                 raise
             if model is None:
                 return self._stop(before)
