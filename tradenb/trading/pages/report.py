@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'Facts', 'COMPARED', 'STORY', 'NOTHING_HELD', 'NAME', 'ALWAYS', 'GAP', 'SAID', 'COLUMNS', 'IN_FLIGHT',
-           'verdict_of', 'previous_summary', 'elsewhere_found', 'opening', 'sentences', 'figures', 'Figure', 'changes',
-           'facts_of', 'since_before', 'changes_table', 'pnl_parts', 'pnl_waterfall', 'pnl_charts', 'ends_chart',
-           'sectors_chart', 'names_table', 'growth_chart', 'causes_chart', 'gap_block', 'gap_table', 'exposure',
-           'stage_fact', 'stages_block', 'day_stages', 'sessions_frame', 'recent_summaries', 'sessions_table',
-           'provenance', 'universe_text', 'stopped_at', 'stopped_findings', 'orders_sent', 'stopped']
+           'NOTEBOOK', 'verdict_of', 'previous_summary', 'elsewhere_found', 'opening', 'sentences', 'figures', 'Figure',
+           'changes', 'facts_of', 'since_before', 'changes_table', 'pnl_parts', 'pnl_waterfall', 'pnl_charts',
+           'ends_chart', 'sectors_chart', 'names_table', 'growth_chart', 'causes_chart', 'gap_block', 'gap_table',
+           'exposure', 'stage_fact', 'stages_block', 'day_stages', 'sessions_frame', 'recent_summaries',
+           'sessions_table', 'provenance', 'universe_text', 'stopped_at', 'stopped_findings', 'orders_sent', 'stopped']
 
 # %% ../../../nbs/trading/pages/08_report.ipynb #74145c01
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -543,11 +544,14 @@ def universe_text(view: Lake) -> str:
 IN_FLIGHT = ("pending_new", "submitted", "accepted", "new", "partially_filled", "unknown")
 
 
+NOTEBOOK = re.compile(r"^\w+\.ipynb, cell \d+: ")  # Where in its notebook a stage failed: its page shows that
+
+
 def stopped_at(done: Mapping[str, Any]) -> tuple[str, str]:  # The stage and its error; empty where none failed
     "The stage in which a run stopped."
     for name, row in done.items():
         if row.status == records.FAILED:
-            return name, row.error or "for no reason that was written down"
+            return name, NOTEBOOK.sub("", row.error or "for no reason that was written down")
     return "", ""
 
 
