@@ -258,6 +258,7 @@ class Desk:
         mine = [o.client_order_id for o in waiting if o.lease_owner == self.gateway.owner and not o.dry_run]
         for name in mine:
             self.ledger.record(name, "unresolved", OrderStatus.UNKNOWN, detail={"reason": reason}, reason=reason)
+            self.ledger.release(name, self.gateway.owner)  # another gateway need not wait for the lease's end
         get_logger("execution").warning("stopped_with_orders_in_flight", orders=mine)
         return mine
 

@@ -7,7 +7,7 @@ __all__ = ['TRADES', 'VOIDS', 'EVENTS', 'LARGEST', 'PASSING', 'OVERLAP', 'MOST',
            'LINGER_S', 'Malformed', 'Update', 'word', 'amount', 'order_of', 'fill_of', 'read_update', 'standing',
            'is_echo', 'is_news', 'report', 'say_booked', 'book', 'apply_updates', 'apply_update', 'CaughtUp',
            'read_from', 'names_of', 'book_activities', 'compare_open', 'catch_up', 'Hearing', 'Booking', 'Listener',
-           'open_stream', 'read_frame', 'Updates']
+           'Attentive', 'open_stream', 'read_frame', 'Updates']
 
 # %% ../../nbs/execution/13_updates.ipynb #d9982729
 import asyncio
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -395,66 +395,80 @@ ACKNOWLEDGED_S = 15.0  # to connect and to be let in
 IDLE_S = 30.0  # of silence before we ask whether anybody is there
 
 
+class Attentive:
+    "What a stream of `alpaca-py`'s has to do otherwise than the stock one: mixed into it by `open_stream`"
+
+    ear: Hearing  # is told everything
+    wake: Callable[[], None]  # called after anything was told
+    address: str
+    idle_s: float
+
+    async def _start_ws(self) -> None:
+        try:
+            await asyncio.wait_for(super()._start_ws(), ACKNOWLEDGED_S)  # type: ignore[misc]
+        except (TimeoutError, OSError, ValueError, TypeError, AttributeError) as error:
+            get_logger("execution").warning("stream_unreachable", url=self.address, detail=one_line(error))
+            raise _dropped(one_line(error)) from error
+
+    async def _consume(self) -> None:
+        fresh, asked, stream = True, False, cast(Any, self)
+        try:
+            while stream._stop_stream_queue.empty():
+                try:
+                    frame = await asyncio.wait_for(stream._ws.recv(), self.idle_s)
+                except TimeoutError:
+                    if asked:
+                        stream._ws.transport.abort()
+                        raise _dropped(f"silent for {2 * self.idle_s:g} s") from None
+                    await stream._subscribe_trade_updates()
+                    asked = True
+                    continue
+                asked, fresh = False, self._told(frame, fresh)
+        finally:
+            self.ear.lost()
+
+    async def close(self) -> None:
+        with contextlib.suppress(Exception):  # a socket that cannot even be closed must not end the thread
+            await super().close()  # type: ignore[misc]
+
+    def _told(self, frame: Any, fresh: bool) -> bool:  # whether the subscription is still to be acknowledged
+        said = read_frame(frame)
+        if said.get("stream") == "listening":
+            self._data_received = True
+            if fresh:
+                self.ear.listening()
+        elif said.get("stream") != "authorization":
+            self._data_received = True
+            self.ear.heard(said.get("data", said))
+        self.wake()
+        return fresh and said.get("stream") != "listening"
+
+
+def _dropped(why: str) -> Exception:
+    "What makes the stock stream connect again"
+    import websockets
+
+    return websockets.WebSocketException(why)
+
+# %% ../../nbs/execution/13_updates.ipynb #3a2297e9
 def open_stream(
     url: str,  # ws://…/stream
     key_id: str,
     secret: str,
-    ear: Hearing,  # is told everything
-    wake: Callable[[], None] = lambda: None,  # called after anything was told
+    ear: Hearing,
+    wake: Callable[[], None] = lambda: None,
     idle_s: float = IDLE_S,
 ) -> Any:  # an `alpaca.trading.stream.TradingStream`
     "A stream that tells `ear` what it hears"
-    import websockets
     from alpaca.trading.stream import TradingStream
-
-    dropped = websockets.WebSocketException
-
-    class Stream(TradingStream):
-        async def _start_ws(self) -> None:
-            try:
-                await asyncio.wait_for(super()._start_ws(), ACKNOWLEDGED_S)
-            except (TimeoutError, OSError, ValueError, TypeError, AttributeError) as error:
-                get_logger("execution").warning("stream_unreachable", url=url, detail=one_line(error))
-                raise dropped(one_line(error)) from error
-
-        async def _consume(self) -> None:
-            fresh, asked = True, False
-            try:
-                while self._stop_stream_queue.empty():
-                    try:
-                        frame = await asyncio.wait_for(self._ws.recv(), idle_s)  # type: ignore[attr-defined]
-                    except TimeoutError:
-                        if asked:
-                            self._ws.transport.abort()  # type: ignore[attr-defined]
-                            raise dropped(f"silent for {2 * idle_s:g} s") from None
-                        await self._subscribe_trade_updates()
-                        asked = True
-                        continue
-                    asked, fresh = False, self._told(frame, fresh)
-            finally:
-                ear.lost()
-
-        async def close(self) -> None:
-            with contextlib.suppress(Exception):  # a socket that cannot even be closed must not end the thread
-                await super().close()
-
-        def _told(self, frame: Any, fresh: bool) -> bool:  # whether the subscription is still to be acknowledged
-            said = read_frame(frame)
-            if said.get("stream") == "listening":
-                self._data_received = True
-                if fresh:
-                    ear.listening()
-            elif said.get("stream") != "authorization":
-                self._data_received = True
-                ear.heard(said.get("data", said))
-            wake()
-            return fresh and said.get("stream") != "listening"
 
     async def unused(_: Any) -> None: ...
 
     logging.getLogger("alpaca.trading.stream").setLevel(logging.CRITICAL)
     patience = {"ping_interval": 10, "ping_timeout": 20, "close_timeout": 2, "max_queue": 4096}
-    stream = Stream(key_id, secret, url_override=url, raw_data=True, websocket_params=patience)
+    kind: Any = type("Stream", (Attentive, TradingStream), {})
+    stream = kind(key_id, secret, url_override=url, raw_data=True, websocket_params=patience)
+    stream.ear, stream.wake, stream.address, stream.idle_s = ear, wake, url, idle_s
     stream._reconnect_min_backoff, stream._reconnect_max_backoff = 0.25, 10.0
     stream.subscribe_trade_updates(unused)
     return stream
