@@ -79,7 +79,7 @@ class Market:
         return str(self.server.url)
 
     def broker(self, **options: Any) -> Broker:
-        return Broker(alpaca_client(self.url, "K", "S", 5), self.url, **({"backoff_s": 0.01} | options))
+        return Broker(alpaca_client(self.url, "K", "S", 30), self.url, **({"backoff_s": 0.01} | options))
 
     def step(self, to: datetime) -> None:
         body = {"to": to.isoformat()}

@@ -6,7 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,35 @@ def judged(ours: StoredOrder, theirs: BrokerOrder | None) -> Cause | None:
     other = {theirs.client_order_id: theirs} if theirs else {}
     found = compare(look(orders={ours.client_order_id: ours}, their_orders=other))
     return next((d.named for d in found if d.kind == "order"), None)
+
+
+@pytest.mark.parametrize(("splits", "qty", "named"), [
+    ([(1, 2)], 200, Cause.CORPORATE_ACTION),
+    ([(1, 2)], 199, Cause.UNEXPLAINED),
+    ([(0, 2)], 200, Cause.UNEXPLAINED),  # in force when the order was stored: it was asked for in new shares
+    ([(1, 2), (4, 3)], 600, Cause.CORPORATE_ACTION),
+    ([(1, 2), (4, 3)], 200, Cause.CORPORATE_ACTION),  # ended between the two: restated once
+    ([(1, 2), (4, 3)], 100, None),  # ended before both: restated by none
+    ([(1, 2), (4, 3)], 300, Cause.UNEXPLAINED),
+    ([(1, "1.015")], 101, Cause.CORPORATE_ACTION),  # a part of a share is dropped
+    ([(1, "1.015"), (4, "1.015")], 102, Cause.CORPORATE_ACTION),
+    ([(1, "1.015")], 100, None),
+])  # fmt: skip
+def test_an_order_restated_by_splits_is_the_same_order(
+    sent: StoredOrder, splits: list[tuple[int, Any]], qty: int, named: Cause | None
+) -> None:
+    known = {"S01": [(DAY + timedelta(days=after), D(str(by))) for after, by in splits]}
+    theirs = {sent.client_order_id: theirs_of(sent, qty=D(qty))}
+    found = compare(look(orders={sent.client_order_id: sent}, their_orders=theirs, splits=known))
+    assert next((d.named for d in found if d.kind == "order"), None) is named
+
+
+def test_sums_in_other_shares_are_not_compared_and_prove_no_execution(sent: StoredOrder) -> None:
+    ours, name = replace(sent, filled_qty=D(40), filled_avg_price=D(20), status=OrderStatus.PARTIALLY_FILLED), "c1"
+    theirs = theirs_of(ours, "partially_filled", 80, qty=D(200))
+    books = look(orders={name: ours}, their_orders={name: theirs}, splits={"S01": [(DAY + timedelta(days=1), D(2))]})
+    assert late_fills(books) == {}
+    assert [d.named for d in compare(books) if d.kind in ("order", "fill")] == [Cause.CORPORATE_ACTION]
 
 
 def test_an_order_that_is_the_same_is_no_difference(sent: StoredOrder) -> None:
@@ -395,7 +424,7 @@ class Late:
         self.url = self.server.url
 
     def broker(self, **options: Any) -> Broker:
-        return Broker(alpaca_client(self.url, "K", "S", 5), self.url, **({"backoff_s": 0.01} | options))
+        return Broker(alpaca_client(self.url, "K", "S", 30), self.url, **({"backoff_s": 0.01} | options))
 
     def step(self, to: datetime) -> None:
         self.broker().client._request("POST", "/clock", {"to": to.isoformat()}, api_version="admin")
