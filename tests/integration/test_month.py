@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from tradenb.core import db, web
@@ -19,6 +20,8 @@ from tradenb.core.clock import Stopwatch
 from tradenb.core.settings import load
 from tradenb.exchange.faults import Plan
 from tradenb.exchange.service import from_settings
+from tradenb.market.lake import Lake
+from tradenb.market.tables import TABLES
 from tradenb.trading.gap import BACKTEST, GAP_CAUSES, PAPER, Parity, parity
 from tradenb.trading.orchestrator import planning_time
 from tradenb.trading.run import open_run
@@ -156,3 +159,27 @@ def test_what_the_market_rejects_is_missed_and_named(month: Month) -> None:
     )
     assert gaps["missed"]["amount"] != 0
     assert sum((gaps[name]["amount"] for name in (BACKTEST, *GAP_CAUSES)), Decimal(0)) == gaps[PAPER]["amount"]
+
+
+def test_every_run_of_the_month_is_replayed_to_the_bit_also_after_late_corrections(
+    month: Month, make_desk: Any, tmp_path: Path
+) -> None:
+    desk = make_desk(tmp_path / "data", dict(month.desk.settings))
+    shutil.copytree(month.desk.root, desk.root)
+    answer = desk.tradenb("replay", "--all")
+    assert answer.code == 0, answer.out
+    assert answer.out.count("identical") == DAYS + 1
+    day, lake = MONTH[-1], Lake(desk.root / "lake")
+    known = lake.read("bars", shift(day, -1), shift(day, -1), columns=list(TABLES["bars"].schema))
+    late = known.head(2).with_columns(pl.col("close") * 0.9, low=pl.min_horizontal("low", pl.col("close") * 0.9))
+    with lake.writing() as draft:
+        draft.merge("bars", late)
+        draft.record(None, "late corrections", planning_time(month.after))
+    assert desk.tradenb("replay", "--all").code == 0
+    answer = desk.tradenb("replay", str(day), "--compare", "--output", str(tmp_path / "today.csv"))
+    assert answer.code == 0, answer.out
+    for symbol in late["symbol"]:
+        assert symbol in answer.out
+    listed = pl.read_csv(tmp_path / "today.csv", infer_schema=False)
+    assert set(listed["against"]) == {"today"}
+    assert {"predictions", "sizes"} <= set(listed["part"])
