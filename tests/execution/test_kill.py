@@ -198,6 +198,23 @@ def test_a_symbol_and_a_strategy_close_what_is_theirs(
     assert held(built) == {"S01": 300, "S03": 50, "S04": -7} and never_flipped(built)
 
 
+def test_what_another_strategys_order_is_closing_already_is_not_closed_again(
+    built: Market, ledger: Ledger, clock: SimulatedClock, intent: Callable[..., OrderIntent]
+) -> None:
+    gateway, auction = Gateway(ledger, built.broker()), {"trade_date": NEXT, "time_in_force": TimeInForce.OPG}
+    gateway.submit(intent("S01", 80, strategy="other", **auction))
+    built.step(OPEN)
+    assert held(built)["S01"] == 380
+    clock.advance_to(OPEN)
+    leaving = {"trade_date": NEXT, "time_in_force": TimeInForce.CLS, "side": Side.SELL}
+    gateway.submit(intent("S01", 350, **leaving))
+    done = killer(built, ledger.engine, clock, "strategy:other", looks=2).turn(Level.FLATTEN, "ann")
+    closing = [o for o in built.broker().open_orders() if o.client_order_id.startswith("kill")]
+    assert [o.qty for o in closing] in ([Decimal(30)], []), done
+    built.step(new_york(NEXT, 17))
+    assert held(built).get("S01", Decimal(0)) == 0 and never_flipped(built)
+
+
 def test_two_at_once_close_once(built: Market, engine: Engine, clock: SimulatedClock) -> None:
     built.step(OPEN)
     start, ends = threading.Barrier(3), []
