@@ -53,4 +53,9 @@ SEEDS = (
         2,
         "A gateway whose clock was behind trusted its lease by that clock, and sent for the first time what another one had taken over and sent.",
     ),
+    Found(
+        323,
+        5,
+        "An order of the kill switch that the broker did not take yet, in the evening, counted as a difference between the books.",
+    ),
 )

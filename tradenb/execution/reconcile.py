@@ -230,6 +230,8 @@ def absent(ours: StoredOrder, at: datetime | None) -> str | None:
         return None
     if ours.status is OrderStatus.UNKNOWN:
         return because(Cause.IN_FLIGHT, "nobody knows yet whether the broker received it")
+    if somebody_elses(ours.client_order_id):
+        return because(Cause.KILL_SWITCH, "the broker does not take it yet: flattening again tries it again")
     return because(Cause.NOT_SENT, "stored, and never received by the broker: the same order again will send it")
 
 # %% ../../nbs/execution/15_reconcile.ipynb #261dec22
@@ -292,7 +294,7 @@ def order_difference(look: Look, ours: StoredOrder, late: Mapping[str, Fill]) ->
     if not told:
         return None
     other = of_theirs(theirs) if theirs else "none"
-    settled = named(told[0]) is Cause.CORPORATE_ACTION
+    settled = named(told[0]) in (Cause.CORPORATE_ACTION, Cause.KILL_SWITCH)
     return Difference("order", ours.client_order_id, of_ours(ours), other, told[0], settled=settled)
 
 # %% ../../nbs/execution/15_reconcile.ipynb #1a249f8a
@@ -315,7 +317,8 @@ def foreign_order(look: Look, name: str, order: BrokerOrder, late: Mapping[str, 
     over = from_broker(order.status) in FINAL
     cause = somebody_elses(name) or (Cause.MANUAL_TRADE if over else Cause.FOREIGN_ORDER)
     told = because(cause, "placed at the broker by somebody else" if cause is not Cause.KILL_SWITCH else "placed by it")
-    return Difference("order", name, ours, of_theirs(order), told, settled=over and booked == order.filled_qty)
+    known = over or cause is Cause.KILL_SWITCH
+    return Difference("order", name, ours, of_theirs(order), told, settled=known and booked == order.filled_qty)
 
 
 def compare_orders(look: Look, late: Mapping[str, Fill]) -> list[Difference]:
