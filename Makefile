@@ -66,8 +66,8 @@ test: $(ENV) $(KERNELS) ## The notebooks' own tests, then pytest (JOBS=2)
 	test $$failed = 0 || echo "make test: failed (the notebooks, pytest, or both: see above)" >&2; \
 	exit $$failed
 
-LONG := TRADENB_TEST_KILLS=200 TRADENB_EXCHANGE_KILLS=12 TRADENB_KILL_SEEDS=20 TRADENB_KILL_EVERYWHERE=1 TRADENB_SIMULATED_DAYS=2000 TRADENB_EACH_WRITE=1 \
-  TRADENB_EXCHANGE_EXAMPLES=1500 TRADENB_FUZZ_EXAMPLES=60 FUZZ_EXAMPLES=60 FUZZ_WEBHOOKS=100000 TRADENB_MONTH_SESSIONS=21
+LONG := TRADENB_TEST_KILLS=200 TRADENB_TEST_EXCHANGE_KILLS=12 TRADENB_TEST_KILL_SEEDS=20 TRADENB_TEST_KILL_EVERYWHERE=1 TRADENB_TEST_SIMULATED_DAYS=2000 TRADENB_TEST_EACH_WRITE=1 \
+  TRADENB_TEST_EXCHANGE_EXAMPLES=1500 TRADENB_TEST_FUZZ_EXAMPLES=60 FUZZ_EXAMPLES=60 FUZZ_WEBHOOKS=100000 TRADENB_TEST_MONTH_SESSIONS=21 TRADENB_TEST_OUTAGE_S=30 TWO_MACHINES_WHOLE_DAY=1
 
 test-long: $(ENV) $(KERNELS) ## All tests at full length: 200 kills, 2,000 simulated days, a whole month, every variant
 	@env $(LONG) OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 MPLBACKEND=agg $(BIN)/pytest -m "" -n $(JOBS) --dist worksteal --timeout 7200 $(ARGS)
@@ -122,7 +122,7 @@ docs: $(ENV) $(KERNELS) ## The documentation as a site in docs/_build/html, to r
 bench: $(ENV) $(KERNELS) ## Measure (BENCH=name for one of them)
 	@$(BIN)/python -m pipelines.benchmarks $(BENCH)
 
-up: $(ENV) $(KERNELS) ## Start everything long-running: services, exchange, scheduler, MLflow
+up: $(ENV) $(KERNELS) ## Start everything long-running: services, exchange, scheduler and worker, MLflow, reports
 	@$(BIN)/python -m pipelines.services up
 
 down: $(ENV) ## Stop what `make up` started

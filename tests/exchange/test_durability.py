@@ -176,7 +176,7 @@ for day in (4, 5, 6):
             floor.step(venue, to)
 sys.stdin.read()
 """
-KILLS = int(os.environ.get("TRADENB_EXCHANGE_KILLS", "1"))
+KILLS = int(os.environ.get("TRADENB_TEST_EXCHANGE_KILLS", "1"))
 
 
 def test_whenever_it_is_killed_all_accounts_are_whole(tmp_path, feed):

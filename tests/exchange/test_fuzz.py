@@ -32,7 +32,7 @@ from tradenb.core.web import serving
 from tradenb.exchange.feed import write_rows
 from tradenb.exchange.service import create_app
 
-EXAMPLES = int(os.environ.get("TRADENB_FUZZ_EXAMPLES", "3"))  # for each operation and mode
+EXAMPLES = int(os.environ.get("TRADENB_TEST_FUZZ_EXAMPLES", "3"))  # for each operation and mode
 PAIR = ("PKTEST", "secret-of-the-test")
 HEADERS = dict(zip(("APCA-API-KEY-ID", "APCA-API-SECRET-KEY"), PAIR, strict=True))
 DAYS = [date(2024, 3, day) for day in (1, 4, 5, 6)]

@@ -20,7 +20,7 @@ from tradenb.exchange.wire import activity_json
 from tradenb.execution.broker import entry_of
 from tradenb.execution.entries import fold_account, fold_positions
 
-EXAMPLES = int(os.environ.get("TRADENB_EXCHANGE_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("TRADENB_TEST_EXCHANGE_EXAMPLES", "20"))
 DAYS = [date(2024, 3, d) for d in (4, 5, 6, 7)]
 SYMBOLS = ("ACME", "BETA", "CORE", "DELT")
 PRICES = {"ACME": 60.0, "BETA": 25.0, "CORE": 10.0, "DELT": 100.0}

@@ -22,7 +22,7 @@ from tradenb.exchange.matching import FillModel, Order
 from tradenb.exchange.rules import NewOrder, Reject
 from tradenb.exchange.store import Store
 
-EXAMPLES = int(os.environ.get("TRADENB_EXCHANGE_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("TRADENB_TEST_EXCHANGE_EXAMPLES", "20"))
 DAYS = [date(2024, 3, d) for d in (4, 5, 6, 7, 8)]
 HOURS = (9, 11, 17)
 PRICES = {"ACME": (100.0, 101.0, 96.0, 110.0, 50.0), "BETA": (20.0, 25.0, 15.0, 20.0, 21.0)}

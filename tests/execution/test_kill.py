@@ -28,8 +28,8 @@ from tradenb.execution.switch import Level, Switch
 
 from .conftest import DAY, Market
 
-EVERYWHERE = "TRADENB_KILL_EVERYWHERE" in os.environ  # real processes on both databases, not on one each
-SEEDS = int(os.environ.get("TRADENB_KILL_SEEDS", "2"))
+EVERYWHERE = "TRADENB_TEST_KILL_EVERYWHERE" in os.environ  # real processes on both databases, not on one each
+SEEDS = int(os.environ.get("TRADENB_TEST_KILL_SEEDS", "2"))
 TODAY = new_york(DAY, 9) + timedelta(days=1)
 NEXT = TODAY.date()
 OPEN = new_york(NEXT, 10)

@@ -1,6 +1,6 @@
 """Sessions in a row, from the command line, at an exchange that loses messages and never money.
 
-Five sessions of forty symbols by default; `TRADENB_MONTH_SESSIONS=21` (as in `make test-long`) makes it a month of a hundred.
+Five sessions of forty symbols by default; `TRADENB_TEST_MONTH_SESSIONS=21` (as in `make test-long`) makes it a month of a hundred.
 """
 
 import os
@@ -28,7 +28,7 @@ from tradenb.trading.run import open_run
 from tradenb.trading.services import provide_feed
 
 FIRST = date(2020, 1, 3)
-DAYS = int(os.environ.pop("TRADENB_MONTH_SESSIONS", "5"))  # or it would be taken for a setting
+DAYS = int(os.environ.pop("TRADENB_TEST_MONTH_SESSIONS", "5"))  # or it would be taken for a setting
 SYMBOLS = 40 if DAYS <= 5 else 100
 MONTH = sessions(FIRST, shift(FIRST, DAYS - 1))
 KEYS = {"TRADENB_EXECUTION__BROKER_KEY_ID": "month", "TRADENB_EXECUTION__BROKER_SECRET": "sesame"}

@@ -31,7 +31,7 @@ DAYS = sessions(date(2023, 12, 1), date(2024, 1, 31))
 TODAY, YESTERDAY = DAYS[-1], DAYS[-2]
 SIZE = ["symbol", "date", "open", "high", "low", "close", "volume"]
 STAMPS = ("ingested_at", "found_at")
-EACH = int(os.environ.get("TRADENB_EACH_WRITE", "3"))  # 1: killed before every write, 3: before every third
+EACH = int(os.environ.get("TRADENB_TEST_EACH_WRITE", "3"))  # 1: killed before every write, 3: before every third
 COLUMNS = ("symbol", "ex_date", "kind", "ratio", "cash")
 
 

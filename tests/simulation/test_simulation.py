@@ -8,7 +8,7 @@ from tests.simulation.mutations import MUTATIONS
 from tests.simulation.runner import Summary, simulate
 from tests.simulation.seeds import SEEDS, Found
 
-DAYS = int(os.environ.get("TRADENB_SIMULATED_DAYS", "120"))  # of all worlds together
+DAYS = int(os.environ.get("TRADENB_TEST_SIMULATED_DAYS", "120"))  # of all worlds together
 LIFE = 6  # days of a world
 GROUP = 5  # worlds per test
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Names', 'Pairs', 'Share', 'Money', 'Port', 'Secret', 'Bucket', 'TimeOfDay', 'Weekly', 'FEATURE_SETS',
-           'FeatureSetName', 'Constructor', 'AROUND', 'SECRETS', 'PREFIX', 'NOT_SETTINGS', 'Section', 'Core', 'Run',
-           'Market', 'Quality', 'Lake', 'Universe', 'Demo', 'Files', 'Alpaca', 'Features', 'Label', 'Training',
+           'FeatureSetName', 'Constructor', 'AROUND', 'SECRETS', 'PREFIX', 'NOT_SETTINGS', 'TESTS', 'Section', 'Core',
+           'Run', 'Market', 'Quality', 'Lake', 'Universe', 'Demo', 'Files', 'Alpaca', 'Features', 'Label', 'Training',
            'Registry', 'Signals', 'Portfolio', 'Costs', 'Execution', 'Limits', 'Exchange', 'Services', 'Storage',
            'Reports', 'Prefect', 'Schedule', 'Notify', 'Telemetry', 'Pnl', 'Settings', 'find_file', 'variable', 'load']
 
@@ -234,7 +234,7 @@ class Training(Section):
 class Registry(Section):
     "What a version must show before it may trade."
 
-    uri: str = Field(pattern=r"^$|^(sqlite|postgresql|http|https)(\+\w+)?://\S+$")
+    uri: str = Field(pattern=r"^$|^(sqlite|postgresql)(\+\w+)?://\S+$")
     artifacts: Bucket
     min_test_sessions: int = Field(ge=0)
     min_names: int = Field(ge=0)
@@ -557,7 +557,8 @@ def _from_file(path: Path) -> dict[str, dict[str, str]]:
 
 # %% ../../nbs/core/04_settings.ipynb #1737b3b3
 PREFIX = "TRADENB_"
-NOT_SETTINGS = {"TRADENB_SETTINGS", "TRADENB_REAL_DATA", "TRADENB_TEST_POSTGRES"}
+NOT_SETTINGS = {"TRADENB_SETTINGS", "TRADENB_REAL_DATA"}
+TESTS = "TRADENB_TEST_"  # how long the tests run, and where
 
 
 def variable(section: str, key: str) -> str:
@@ -568,7 +569,7 @@ def variable(section: str, key: str) -> str:
 def _from_environment(env: Mapping[str, str]) -> dict[str, dict[str, str]]:
     values: dict[str, dict[str, str]] = {}
     for name, value in env.items():
-        if name.startswith(PREFIX) and name not in NOT_SETTINGS:
+        if name.startswith(PREFIX) and name not in NOT_SETTINGS and not name.startswith(TESTS):
             section, separator, key = name.removeprefix(PREFIX).lower().partition("__")
             if not separator:
                 raise ConfigError(
