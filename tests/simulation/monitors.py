@@ -48,6 +48,10 @@ class Monitors:
         hung = self.hung.get(process.name)
         return not process.skewed and (hung is None or self.world.now - hung > RECENT)
 
+    def overtaken(self, packet: Packet, sent: Sent) -> bool:
+        "Whether the sender stood still between its last look and the wire while another one sent: nothing on its own machine can tell it."
+        return packet.stood_still > BRIEFLY and sent.by is not packet.sender
+
     def on_send(self, packet: Packet) -> None:
         "A request leaves."
         task = self.world.schedule.task
@@ -75,7 +79,7 @@ class Monitors:
                 self.tell(
                     "TWO_SENDERS", f"{name} is sent by {packet.sender.name} while {sent.by.name} waits for an answer"
                 )
-            elif sent.doubt and not other:
+            elif sent.doubt and not other and not self.overtaken(packet, sent):
                 self.tell("BLIND_RESEND", f"{name} is sent again and nobody asked what became of the first time")
         if stored:
             self._switch(packet, name, *stored[0])

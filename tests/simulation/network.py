@@ -43,6 +43,7 @@ class Packet:
     path: str
     query: str
     body: bytes
+    stood_still: timedelta  # between the sender's last look and the wire
 
     @property
     def label(self) -> str:
@@ -94,6 +95,7 @@ class Network:
     def send(self, process: Process, request: Any, timeout: float) -> Answer | None:
         "Send a request and wait: its answer, or none after the timeout."
         schedule, faults = self.schedule, self.faults
+        looked = schedule.now
         schedule.point("send")
         task = schedule.task
         assert task is not None, "the exchange is reached from within tasks only"
@@ -107,6 +109,7 @@ class Network:
             parts.path,
             parts.query,
             body if isinstance(body, bytes) else body.encode(),
+            schedule.now - looked,
         )
         self.on_send(packet)
         chances = 1 if packet.method == "GET" else 4  # what changes something is rarer, and matters more

@@ -179,9 +179,9 @@ class LastLook:
         "Lease, content, kill switch"
         again, self.looked = self.looked, True
         if again or self.until - self.desk.ledger.clock.now() < self.desk.lease / 2:
-            if not self.desk.claimed(self.order):
-                raise Withheld(LEASE_LOST)
             self.until = self.desk.until()
+            if not self.desk.ledger.renew(self.order.client_order_id, self.desk.owner, self.until):
+                raise Withheld(LEASE_LOST)
         if difference := differs(self.order, body):
             raise Withheld(difference)
         holder, standing = self._now()
