@@ -163,6 +163,24 @@ def test_sums_in_other_shares_are_not_compared_and_prove_no_execution(sent: Stor
     assert [d.named for d in compare(books) if d.kind in ("order", "fill")] == [Cause.CORPORATE_ACTION]
 
 
+@pytest.mark.parametrize(
+    ("shares", "cash", "named"),
+    [(40, -800, Cause.IN_FLIGHT), (40, 800, Cause.UNEXPLAINED), (-40, 800, Cause.UNEXPLAINED), (90, -900, Cause.UNEXPLAINED)],
+)  # fmt: skip
+def test_shares_that_a_restated_order_may_have_traded_halt_nobody_until_the_history_shows_them(
+    sent: StoredOrder, shares: int, cash: int, named: Cause
+) -> None:
+    theirs = theirs_of(sent, "partially_filled", 80, qty=D(200))
+    books = look(
+        orders={"c1": sent}, their_orders={"c1": theirs}, splits={"S01": [(DAY + timedelta(days=1), D(2))]},
+        positions={}, their_positions={"S01": BrokerPosition("S01", D(shares), D(20), None)},
+    )  # fmt: skip
+    books = replace(books, account=replace(books.account, cash=books.cash + cash))
+    found = {d.kind: d for d in compare(books) if d.kind in ("position", "cash")}
+    assert {d.named for d in found.values()} == {named}
+    assert any(d.halts for d in found.values()) is (named is Cause.UNEXPLAINED)
+
+
 def test_an_order_that_is_the_same_is_no_difference(sent: StoredOrder) -> None:
     assert judged(sent, theirs_of(sent)) is None
     assert judged(sent, theirs_of(sent, "pending_cancel")) is None

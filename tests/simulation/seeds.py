@@ -58,4 +58,9 @@ SEEDS = (
         5,
         "An order of the kill switch that the broker did not take yet, in the evening, counted as a difference between the books.",
     ),
+    Found(
+        1249,
+        4,
+        "An order restated by a split had filled, its event was dropped and its history came late: nothing could prove the shares, and trading was halted.",
+    ),
 )

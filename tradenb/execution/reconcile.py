@@ -8,8 +8,9 @@ __all__ = ['HALTING', 'UNEXPLAINED', 'TOLERANCE', 'CLOSING', 'ACTIVITIES', 'SHOW
            'restated', 'another_order', 'states_apart', 'fills_apart', 'order_difference', 'somebody_elses',
            'foreign_order', 'compare_orders', 'text_of', 'is_proven', 'extra_fill', 'missing_fill', 'compare_fills',
            'compare_activities', 'followed', 'like_a_split', 'compare_positions', 'compare_cash', 'fees_of',
-           'rounding_of', 'compare', 'both_orders', 'splits_of', 'look_at', 'mend', 'settled_look', 'Reconciliation',
-           'checked', 'seen_twice', 'line_of', 'halt', 'reconcile', 'differences_table']
+           'rounding_of', 'may_have_traded', 'unlisted', 'compare', 'both_orders', 'splits_of', 'look_at', 'mend',
+           'settled_look', 'Reconciliation', 'checked', 'seen_twice', 'line_of', 'halt', 'reconcile',
+           'differences_table']
 
 # %% ../../nbs/execution/15_reconcile.ipynb #c9b780e0
 from collections import defaultdict
@@ -477,13 +478,34 @@ def rounding_of(look: Look, late: Mapping[str, Fill], tolerance: Tolerance) -> D
     return qty * tolerance.price
 
 
+def may_have_traded(look: Look, symbol: str, gap: Decimal) -> bool:
+    "Whether an order that a split restated could account for shares that only the broker has traded"
+    return any(
+        order.symbol == symbol and Side(order.side).sign * gap < 0 and abs(gap) <= order.filled_qty
+        for name, order in look.their_orders.items()
+        if resized(look.orders.get(name), order)
+    )
+
+
+def unlisted(look: Look, found: Sequence[Difference]) -> list[Difference]:
+    "The same lines; shares that a restated order may have traded, and their cash, are in flight until the history shows them"
+    why = because(
+        Cause.IN_FLIGHT, "an order that a split restated may have traded this, and the history does not show it yet"
+    )
+    open_ = [d for d in found if named(d.cause) is Cause.UNEXPLAINED]
+    shares = [d for d in open_ if d.kind == "position" and may_have_traded(look, d.key, d.gap)]
+    cash = [d for d in open_ if d.kind == "cash" and all(s.gap * d.gap < 0 for s in shares)]
+    lagging = {*shares, *cash} if shares and len(shares) + len(cash) == len(open_) else set()
+    return [replace(d, cause=why) if d in lagging else d for d in found]
+
+
 def compare(look: Look, tolerance: Tolerance = TOLERANCE) -> list[Difference]:
     "Where two books differ, and why: a pure function of what either side says"
     late = late_fills(look)
     unproven = [fill for fill in look.extra.values() if not is_proven(look, fill)]
     shares, cash = followed(unproven, [*look.missing.values(), *late.values(), *look.unbooked])
     fees, rounding = fees_of(look, tolerance), rounding_of(look, late, tolerance)
-    return [
+    found = [
         *compare_orders(look, late),
         *compare_fills(look),
         *compare_activities(look),
@@ -494,6 +516,7 @@ def compare(look: Look, tolerance: Tolerance = TOLERANCE) -> list[Difference]:
             for s in look.cache
         ),
     ]
+    return unlisted(look, found)
 
 # %% ../../nbs/execution/15_reconcile.ipynb #20ea12c3
 def both_orders(
