@@ -69,8 +69,8 @@ MOMENTS: dict[str, Callable[[Path, date], bool]] = {
     "the session has closed": lambda root, day: fills_there(root, day) > 0,
     "a fill is booked": lambda root, day: fills_here(root, day) >= 1,
 }
-USUAL = ("some orders are accepted", "a fill is booked")
-moment = lambda name: pytest.param(name, marks=() if name in USUAL else pytest.mark.long)
+USUAL = "some orders are accepted"
+moment = lambda name: pytest.param(name, marks=() if name == USUAL else pytest.mark.long)
 INSIDE = [moment(name) for name in MOMENTS if name != "the first order is accepted"]
 ELSEWHERE = ["the first order is accepted", moment("the session has closed")]
 
@@ -122,6 +122,7 @@ def exchange(desk) -> Iterator[str]:
         yield url
 
 
+@pytest.mark.long
 def test_a_new_exchange_that_was_served_first_can_be_traded_on(fresh):
     with exchange_of(fresh) as url:
         fresh.day(**{"services.exchange_url": url})
@@ -164,6 +165,7 @@ def test_an_interrupted_run_ends_in_order_and_goes_on_later(desk, number):
     desk.check_books()
 
 
+@pytest.mark.long
 def test_a_backfill_killed_in_the_middle_and_repeated_equals_single_days(desk, tmp_path):
     other = type(desk)(tmp_path / "singles" / "data")
     shutil.copytree(desk.root, other.root)

@@ -193,6 +193,7 @@ def require_explained(desk, day: date) -> None:
     assert abs(gap) < Decimal("0.01"), gap
 
 
+@pytest.mark.long
 def test_two_days_on_postgresql(fresh, postgres_url):
     fresh.env["TRADENB_CORE__DATABASE_URL"] = postgres_url
     for _ in range(2):

@@ -46,6 +46,7 @@ def test_what_the_limits_let_pass_the_broker_may_still_reject(fresh):
     assert fresh.rows(db.fills) == []
 
 
+@pytest.mark.long
 def test_the_opening_auction_is_traded_on_a_label_of_open_prices(fresh):
     at_open = {"execution.trade_at": "open", "label.price": "open"}
     fresh.day(FIRST, **at_open)

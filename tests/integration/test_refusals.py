@@ -152,6 +152,7 @@ def test_execution_in_dry_run_goes_the_full_path_and_sends_nothing(desk):
     assert desk.status(SECOND) == "completed"
 
 
+@pytest.mark.long
 def test_a_failed_stage_keeps_its_error_and_the_same_command_goes_on_from_there(desk):
     table, aside = desk.root / "lake" / "bars", desk.root / "aside"
     part = max(table.rglob("*.parquet"), key=lambda p: p.stat().st_size)
@@ -174,6 +175,7 @@ def test_a_failed_stage_keeps_its_error_and_the_same_command_goes_on_from_there(
     desk.check_books()
 
 
+@pytest.mark.long
 def test_a_history_too_short_to_train_on_fails_the_run_and_says_how_much_is_wanted(desk):
     greedy = {"training.train_sessions": 5000, "training.retrain_sessions": 1}
     for _ in range(2):

@@ -1,5 +1,6 @@
 "Whatever happens in whatever order, the lake ends where one ETL of the final state would have begun."
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -109,7 +110,7 @@ def seen(lake: Lake) -> dict[str, pl.DataFrame]:
     }
 
 
-@settings(max_examples=8)
+@settings(max_examples=int(os.environ.get("TRADENB_TEST_SEQUENCES", "4")))
 @example([("day",), ("day",), ("tell", "S001", date(2023, 11, 30), "symbol_change", 0.0)])  # heard of two weeks late
 @example(
     [
