@@ -179,17 +179,12 @@ def test_a_held_name_that_is_delisted_is_paid_out_and_gets_no_order(files_desk):
 
 def require_explained(desk, day: date) -> None:
     "The change in equity of the day is what the names earned, to the cent."
-    from tradenb.core.db import connect, default_url
-    from tradenb.trading import records
+    from tradenb.trading.attribution import measure
     from tradenb.trading.run import open_run
-    from tradenb.trading.stages import account_day, symbol_days
 
     run = open_run(str(desk.root), str(day), f"{day}-alpha158_ls")
-    engine = connect(default_url(desk.root))
-    before = records.last_done(engine, "alpha158_ls", before=day)
-    gap = account_day(run, before).pnl - sum((s.pnl for s in symbol_days(run, before)), Decimal(0))
+    gap = measure(run).unexplained
     run.engine.dispose()
-    engine.dispose()
     assert abs(gap) < Decimal("0.01"), gap
 
 

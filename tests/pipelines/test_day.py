@@ -69,9 +69,9 @@ def test_a_simulated_market_goes_on_with_its_own_next_session_whatever_today_is(
 def test_a_flow_is_told_what_differs_from_the_machines_settings_and_no_secret(make_settings, monkeypatch):
     monkeypatch.setenv("TRADENB_SERVICES__API_KEY", "s3cret")
     monkeypatch.setenv("TRADENB_TRAINING__ROUNDS", "30")
-    mine = load({"core.root": "/tmp/desk", "portfolio.top_n": 7, "market.symbols": "AA,BB"})
+    mine = load({"core.root": "/srv/desk", "portfolio.top_n": 7, "market.symbols": "AA,BB"})
     told = differing(mine)
-    assert told == {"core.root": "/tmp/desk", "portfolio.top_n": 7, "market.symbols": ["AA", "BB"]}
+    assert told == {"core.root": "/srv/desk", "portfolio.top_n": 7, "market.symbols": ["AA", "BB"]}
     assert load(told) == mine
 
 

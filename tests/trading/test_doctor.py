@@ -239,6 +239,7 @@ def test_notify_sends_a_test_and_shows_what_was_told(
     for name in [name for name in os.environ if name.startswith("TRADENB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("TRADENB_CORE__ROOT", str(make_settings().root))
+    monkeypatch.setenv("COLUMNS", "240")
     assert run(["notify"]) == 1
     assert "nobody is told" in capsys.readouterr().err
     monkeypatch.setenv("TRADENB_NOTIFY__URLS", "json://127.0.0.1:1/")

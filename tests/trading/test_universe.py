@@ -14,8 +14,9 @@ from tradenb.market.demo import simulate
 from tradenb.market.lake import Lake, open_lake
 from tradenb.market.universe import Liquidity, eligible
 from tradenb.trading.modelling import survivorship_of, train_model
+from tradenb.trading.pages.common import worst
 from tradenb.trading.pages.report import universe_text
-from tradenb.trading.pages.signals import SignalPage, verdict_of
+from tradenb.trading.pages.signals import SignalPage, findings
 from tradenb.trading.stages import Signals
 
 AS_OF = date(2023, 6, 30)
@@ -63,5 +64,6 @@ def test_names_barred_by_the_settings_do_not_alarm_while_missing_ones_do() -> No
     )
     for by_settings, verdict in ((True, "green"), (False, "amber")):
         left_out = pl.DataFrame({"symbol": ["C"], "reason": ["…"], "by_settings": [by_settings]})
-        page = SignalPage(Signals(frame, left_out, {}), frame.with_columns(new=False), False)
-        assert verdict_of(page) == verdict
+        signals = Signals(frame, left_out, {"model_version": 1})
+        page = SignalPage(signals, frame.with_columns(new=False), False, pl.DataFrame(), pl.DataFrame())
+        assert worst([how for how, _ in findings(page, AS_OF)]) == verdict
