@@ -558,7 +558,7 @@ def _from_file(path: Path) -> dict[str, dict[str, str]]:
 # %% ../../nbs/core/04_settings.ipynb #1737b3b3
 PREFIX = "TRADENB_"
 NOT_SETTINGS = {"TRADENB_SETTINGS", "TRADENB_REAL_DATA"}
-TESTS = "TRADENB_TEST_"  # how long the tests run, and where
+TESTS = ("TRADENB_TEST_", "TRADENB_BENCH_")  # how long tests and benchmarks run, and where
 
 
 def variable(section: str, key: str) -> str:
