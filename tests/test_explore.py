@@ -61,6 +61,7 @@ def test_it_opens_the_users_lake_even_where_little_has_happened(plain: Path) -> 
     assert sorted(file.relative_to(plain) for file in plain.rglob("*")) == before
 
 
+@pytest.mark.long
 def test_where_there_is_no_lake_it_builds_one_elsewhere(tmp_path: Path) -> None:
     opened = run_on(tmp_path / "nothing")
     assert opened["root"] != str(tmp_path / "nothing")

@@ -9,6 +9,7 @@ from tradenb.core import db
 FIRST, SECOND = date(2020, 1, 3), date(2020, 1, 6)
 
 
+@pytest.mark.long
 def test_a_day_of_partial_fills_is_partially_completed_and_over(fresh):
     thin = {"exchange.volume_share": 0.0002}
     answer = fresh.day(FIRST, **thin)

@@ -16,6 +16,7 @@ from tradenb.core.settings import Settings, load
 from tradenb.market.lake import Lake
 from tradenb.trading.service import database_url
 
+pytestmark = pytest.mark.long  # three days, twice; days on the demo market are in every run
 SETTINGS_FILE = Path(__file__).resolve().parents[2] / "settings.ini"
 DAYS = [date(2017, 1, 3), date(2017, 1, 4), date(2017, 1, 5)]
 SHORT = {
