@@ -81,11 +81,16 @@ def test_requests_go_over_one_connection_as_long_as_it_is_kept(session: Session)
     assert b"\r\nA: b" in head and b"\r\nContent-Type: application/json" in head and body == b'{"qty": "1"}'
 
 
+def wait_for_the_end(session: Session) -> None:
+    "Until the server's hanging up has come in on every connection that is kept."
+    for free in session._lines._free.values():
+        assert all(line._poll.poll(PLENTY_S * 1000) for line in free)
+
+
 def test_a_connection_that_was_closed_meanwhile_is_not_used_again(session: Session) -> None:
     with serving([OK], [OK]) as script:
         assert session.request("GET", script.url).ok
-        (line,) = next(iter(session._lines._free.values()))
-        assert line._poll.poll(PLENTY_S * 1000)  # the end has come in
+        wait_for_the_end(session)
         assert session.request("GET", script.url).ok
         assert script.connections == 2
 
@@ -117,6 +122,7 @@ GOOD = {
 def test_an_answer_ends_in_any_of_its_ways(session: Session, answer: bytes) -> None:
     with serving([answer], [OK]) as script:
         assert session.request("GET", script.url).json() == {"n": "10"}
+        wait_for_the_end(session)
         assert session.request("GET", script.url).json() == {"n": "10"}
 
 
