@@ -396,6 +396,12 @@ def test_great_expectations_own_results_are_kept_and_rendered_as_a_page_that_loa
     assert not any(word in page for word in ("http://", "https://", "<script", "<link", "src="))
 
 
+def test_great_expectations_does_not_talk_of_itself_on_our_screen(caplog: pytest.LogCaptureFixture) -> None:
+    quality._context.cache_clear()  # it spoke when its context was made
+    assert gate(CLEAN).results
+    assert caplog.messages == []
+
+
 def test_every_threshold_of_the_gate_comes_from_the_settings(make_settings: Callable[..., Settings]) -> None:
     assert Limits.of(make_settings().quality) == Limits()
     own = make_settings(**{"quality.max_move": "0.5", "quality.bad_print_sessions": "2"})

@@ -9,6 +9,7 @@ __all__ = ['PRICES', 'REQUIRED', 'SEQUENCE', 'Limits', 'in_order', 'count_copies
            'require_schema', 'Verdict', 'validate', 'GateResult', 'run_gate', 'data_docs', 'waiting', 'release']
 
 # %% ../../nbs/market/15_quality.ipynb #bc6b918b
+import logging
 import os
 import re
 import sys
@@ -435,10 +436,11 @@ def require_schema(rows: pl.DataFrame) -> None:
 def _context() -> Any:
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
-    from great_expectations.data_context.types.base import ProgressBarsConfig
+    from great_expectations.data_context.types import base
 
+    base.logger.setLevel(logging.NOTSET)  # it gives itself a level of its own, and would speak on everybody's screen
     context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
+    context.variables.progress_bars = base.ProgressBarsConfig(globally=False, metric_calculations=False)
     return context
 
 
