@@ -211,6 +211,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'tradenb/core/errors.py'),
                                      'tradenb.core.errors.SourceError': ('core/errors.html#sourceerror', 'tradenb/core/errors.py'),
                                      'tradenb.core.errors.TradenbError': ('core/errors.html#tradenberror', 'tradenb/core/errors.py'),
+                                     'tradenb.core.errors.UnknownRun': ('core/errors.html#unknownrun', 'tradenb/core/errors.py'),
                                      'tradenb.core.errors.one_line': ('core/errors.html#one_line', 'tradenb/core/errors.py')},
             'tradenb.core.logbook': { 'tradenb.core.logbook.Question': ('core/logbook.html#question', 'tradenb/core/logbook.py'),
                                       'tradenb.core.logbook.Question.conditions': ( 'core/logbook.html#question.conditions',

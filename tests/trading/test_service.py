@@ -15,9 +15,11 @@ from sqlalchemy import Engine
 
 from tradenb.core import web
 from tradenb.core.clock import SystemClock
+from tradenb.core.errors import UnknownRun
 from tradenb.core.settings import Settings
 from tradenb.portfolio.sizing import size_orders
 from tradenb.trading import records
+from tradenb.trading.clients import OrchestratorClient
 from tradenb.trading.orchestrator import keep_plan, make_plan
 from tradenb.trading.service import NOT_SENT, RunRequest, create_app, run_spec
 
@@ -194,3 +196,12 @@ def test_runs_come_in_pages_and_by_what_is_asked_for(service: Orchestrator, make
     assert runs(symbol="DDD") == ([8], 1)
     assert runs(strategy="another") == ([], 0)
     assert service.call("GET", "/runs", params={"status": "fine"}).status_code == 422
+
+
+def test_a_run_that_nobody_started_is_not_there_whatever_is_asked_of_it(service: Orchestrator):
+    nobody = "2020-01-02-alpha158_ls"
+    asked = [("GET", ""), ("POST", "/open"), ("POST", "/settle")]
+    answers = [service.call(method, f"/runs/{nobody}{path}") for method, path in asked]
+    assert [(a.status_code, a.json()["code"]) for a in answers] == [(404, "UnknownRun")] * 3
+    with pytest.raises(UnknownRun, match=nobody):  # and the client's caller sees what the service saw
+        OrchestratorClient(str(service.client.base_url), "k3y").open(nobody)

@@ -41,6 +41,7 @@ from tradenb.core.errors import (
     RunBusy,
     ServiceUnavailable,
     TradenbError,
+    UnknownRun,
     one_line,
 )
 from .logs import bind, get_logger
@@ -50,6 +51,7 @@ STATUS: list[tuple[type[TradenbError], int]] = [
     (OrderInvalid, 422),
     (OrderDenied, 403),
     (OrderError, 409),
+    (UnknownRun, 404),
     (InputError, 422),
     (ConfigError, 400),
     (RunBusy, 409),

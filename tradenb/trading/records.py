@@ -24,7 +24,7 @@ from sqlalchemy.exc import IntegrityError
 import tradenb
 from ..core.clock import Clock
 from ..core.db import run_signals, run_stages, runs
-from ..core.errors import InputError, RunBusy
+from ..core.errors import InputError, RunBusy, UnknownRun
 from .leases import LEASE, busy, day_rows, is_held, require_free, take, this_process
 from .troubles import patient
 
@@ -232,10 +232,10 @@ def find(engine: Engine, run_id: str) -> Row[Any] | None:
 
 
 def require(engine: Engine, run_id: str) -> Row[Any]:
-    "The row of a run; `InputError` when there is none."
+    "The row of a run; `UnknownRun` when there is none."
     row = find(engine, run_id)
     if row is None:
-        raise InputError(f"unknown run {run_id}: `tradenb runs` lists them")
+        raise UnknownRun(f"unknown run {run_id}: `tradenb runs` lists them")
     return row
 
 
