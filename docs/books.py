@@ -79,11 +79,15 @@ def run_books(jobs: int) -> list[str]:
         old.unlink()
     todo, failed = [book for book, path in kept.items() if not path.exists()], []
     os.environ |= {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "MPLBACKEND": "agg"}
-    with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=12) as pool:
-        running = {pool.submit(run_book, book, kept[book]): book for book in todo}
-        for n, done in enumerate(as_completed(running), 1):
-            say(f"notebooks {n} of {len(todo)}: {running[done].relative_to(PROJECT)}")
-            failed += [text] if (text := done.result()) else []
+    size = (
+        12 * jobs
+    )  # What notebooks leave in memory ends with their process; `max_tasks_per_child` of a pool waits for ever (python#115634)
+    for first in range(0, len(todo), size):
+        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+            running = {pool.submit(run_book, book, kept[book]): book for book in todo[first : first + size]}
+            for n, done in enumerate(as_completed(running), first + 1):
+                say(f"notebooks {n} of {len(todo)}: {running[done].relative_to(PROJECT)}")
+                failed += [text] if (text := done.result()) else []
     for book, path in kept.items():
         place(book, path if path.exists() else book)
     return failed

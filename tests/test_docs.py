@@ -60,6 +60,12 @@ def test_every_link_of_a_page_leads_to_something_that_is_there(page: Path) -> No
     assert list(broken(page)) == []
 
 
+@pytest.mark.parametrize("page", [*pages, *books], ids=lambda p: str(p.relative_to(PROJECT)))
+def test_a_link_that_names_a_notebook_or_a_decision_by_its_number_leads_to_that_one(page: Path) -> None:
+    numbered = re.findall(r"\[`?(\d{2,4})(?:_\w+)?`?\]\(\S*?(\d{2,4})[_-][\w-]+\.(?:ipynb|md)\)", prose(page))
+    assert [(said, found) for said, found in numbered if said != found] == []
+
+
 def test_every_page_of_docs_is_reached_from_the_readme() -> None:
     seen, ahead = set(), [PROJECT / "README.md"]
     while ahead:
@@ -107,3 +113,19 @@ def test_every_command_that_a_page_names_exists(page: Path) -> None:
         while rest and hasattr(command, "commands"):
             assert rest[0] in command.commands, f"tradenb{words}: there is no {rest[0]}"
             command, rest = command.commands[rest.pop(0)], rest
+
+
+@each_page
+def test_every_option_that_a_page_gives_to_a_command_exists(page: Path) -> None:
+    import typer
+
+    from tradenb.cli.main import app
+
+    for block in CODE.findall(prose(page)):
+        for words, rest in re.findall(r"\btradenb((?: [a-z][a-z-]*)+)([^`|#&\n]*)", block.replace("\\\n", " ")):
+            command = typer.main.get_command(app)
+            for word in words.split():
+                command = getattr(command, "commands", {}).get(word, command)
+            known = {"--help", *(name for option in command.params for name in option.opts)}
+            given = re.findall(r"(?<!\S)--[a-z][a-z-]*", rest)
+            assert [name for name in given if name not in known] == [], f"tradenb{words}"
