@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -259,6 +260,16 @@ def test_a_row_let_go_by_name_is_taken_in_by_the_next_etl(tell: Tell, own: Path,
     code, out, err = tell("etl", "--date", str(LAST))
     assert (code, rows(tell("sql", query)[1])) == (0, [{"close": str(close)}])
     assert f"lake up to {LAST}" in out and any("judging" in line or "gate" in line for line in err)
+
+
+def test_an_etl_by_hand_is_a_trace_that_the_log_knows(tell: Tell, own: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TRADENB_CORE__ROOT", str(own))
+    said = tell("etl", "--date", str(LAST))[2][-1]
+    trace = re.fullmatch(r"trace ([0-9a-f]{32}) \(tradenb trace [0-9a-f]{8}\)", said)
+    assert trace
+    (line,) = [json.loads(text) for text in tell("logs", "--trace", trace[1], "--event", "step")[1].splitlines()]
+    assert (line["service"], line["context"]["name"]) == ("etl", "etl")
+    assert trace[1] in tell("trace", trace[1][:8])[1]
 
 
 def test_a_row_that_does_not_wait_cannot_be_let_go(tell: Tell, own: Path) -> None:

@@ -1,6 +1,7 @@
 "What cannot be done is refused in one line on the error stream, with the exit code that says whose fault it is."
 
 import fcntl
+import json
 import shutil
 import socket
 from datetime import date
@@ -207,6 +208,8 @@ def test_parts_of_a_day_work_by_themselves(desk, tmp_path):
     trained = desk.tradenb("train", "--why", "to see whether it works")
     assert trained.code == 0, trained.err
     assert "champion is version 2" in trained.out
+    lines = desk.tradenb("logs", "--service", "train", "--event", "step").out.splitlines()
+    assert any(json.loads(line)["trace_id"] in trained.err for line in lines)
     assert [row["why"] for row in desk.rows(db.model_activations)][-1] == "to see whether it works"
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DATA, AsOf, Limit, Output, Set, Source, parse_day, settings_from
+from .options import DATA, AsOf, Limit, Output, Set, Source, on_record, parse_day, settings_from
 from .screen import answer, console, describe, live
 from ..core.errors import InputError
 
@@ -49,13 +49,15 @@ def etl(
     settings = settings_from(overrides, market__source=source)
     asked = parse_day(day)
     as_of = require_session(asked) if asked else previous_session(choose_date(settings, None))
-    with live(True):
-        report = take_in(settings, as_of, parse_day(since))
+    again = parse_day(since)
+    with live(True), on_record(settings, "etl") as trace_id:
+        report = take_in(settings, as_of, again)
     facts = report.counts | {"sessions": len(report.sessions), "renamed": report.renamed.height}
     vintage = f"vintage {newest_number(settings)}{'' if report.changed else ', nothing changed'}"
     console().print(f"lake up to {as_of}: {describe('etl', facts) if report.gate else 'nothing new'}; {vintage}")
     for warning in report.warnings:
         console().print(f"note: {warning}", markup=False)
+    console(stderr=True).print(f"trace {trace_id} (tradenb trace {trace_id[:8]})")
 
 # %% ../../nbs/cli/04_data.ipynb #b694c02b
 @commands.command(rich_help_panel=DATA)

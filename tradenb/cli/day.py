@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import DAY, Capital, Day, Set, Source, Symbols, Verbose, date_of, parse_day, settings_from
+from tradenb.cli.options import (
+    DAY,
+    Capital,
+    Day,
+    Set,
+    Source,
+    Symbols,
+    Verbose,
+    date_of,
+    on_record,
+    parse_day,
+    settings_from,
+)
 from .screen import console, describe, live, show_frame
 
 if TYPE_CHECKING:
@@ -150,12 +162,13 @@ def train(
     "Train walk-forward on the lake, register the model in MLflow and make it the champion."
     from pipelines.parts import train_now
 
-    settings = settings_from(overrides)
-    with live(True):
-        champion, metrics = train_now(settings, parse_day(day), why)
+    settings, as_of = settings_from(overrides), parse_day(day)
+    with live(True), on_record(settings, "train") as trace_id:
+        champion, metrics = train_now(settings, as_of, why)
     console().print(
         f"champion is version {champion.version}, trained through {champion.trained_through}: rank IC {metrics['rank_ic']:.4f}"
     )
+    console(stderr=True).print(f"trace {trace_id} (tradenb trace {trace_id[:8]})")
 
 
 @commands.command(rich_help_panel=DAY)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import SERVICES, Set, settings_from
+from .options import SERVICES, Set, on_record, settings_from
 from .screen import console
 from ..core.errors import InputError
 
@@ -86,11 +86,10 @@ def reconcile(
     "Compare orders, fills, positions and cash with the broker's, now. Ends with 2 when something differs that nothing explains."
     from pipelines.upkeep import reconcile as compare
     from tradenb.cli.day import write_json
-    from tradenb.core.logs import configure
 
     settings = settings_from(overrides)
-    configure("run", settings.root / "logs", settings.core.log_level)
-    answer = compare(settings)
+    with on_record(settings, "reconcile"):
+        answer = compare(settings)
     write_json(output, answer)
     show_books(answer)
     if not answer["matched"]:
