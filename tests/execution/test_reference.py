@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -116,6 +116,32 @@ def test_an_outage_is_told_as_such_and_an_order_that_no_limit_asks_about_passes(
         with pytest.raises(BrokerUnavailable, match=f"{what}_UNKNOWN.*nothing was stored"):
             judged(limits)
     assert isinstance(judged(Limits(max_orders_per_minute=5)), Allowed)
+
+
+def test_an_outage_stays_one_while_somebody_else_asks_again(
+    engine: Engine, clock: SimulatedClock, intent: Callable[..., OrderIntent]
+) -> None:
+    asking, go_on = threading.Event(), threading.Event()
+    go_on.set()
+
+    class Slow(Broker):
+        def now(self) -> datetime:
+            asking.set()
+            go_on.wait()
+            return super().now()
+
+    gone = Slow(alpaca_client("http://127.0.0.1:9", "K", "S", 1), "http://127.0.0.1:9", attempts=1)
+    guard = Guard(clock, Reference(gone, engine, clock, LIMITS), LIMITS, Switch(engine, clock))
+    guard.prepare([intent()])
+    asking.clear()
+    go_on.clear()
+    other = threading.Thread(target=guard.prepare, args=([intent("S02")],))
+    other.start()
+    asking.wait()
+    with pytest.raises(BrokerUnavailable, match="nothing was stored"), engine.begin() as connection:
+        guard(connection, intent(), "x")
+    go_on.set()
+    other.join()
 
 
 def test_a_database_that_fails_while_it_is_prepared_is_no_error_of_the_order(

@@ -224,15 +224,16 @@ class Reference(MarketFacts):
     def prepare(self, symbols: Iterable[str], day: date) -> None:
         "Know what orders in these symbols, for a session, will be judged by; what cannot be had is logged and stays unknown"
         with self._mutex:
-            self.away = None
+            away: Exception | None = None
             for ask in (self._market, self._account):
                 try:
                     ask(set(symbols), day)
                 except (DependencyError, SQLAlchemyError) as error:
-                    self.away = error
+                    away = error
                     self._missed(ask, error)
                 except (TradenbError, ArithmeticError, LookupError, TypeError, ValueError) as error:
                     self._missed(ask, error)
+            self.away = away  # after the facts: who reads it before them never takes an outage for an answer
 
     def _missed(self, ask: Callable[..., None], error: Exception) -> None:
         get_logger("execution").warning("reference_missing", what=ask.__name__.strip("_"), detail=one_line(error))
@@ -387,10 +388,11 @@ class Guard(Judging):
         parent: Parent | None = None,
     ) -> Allowed | Denial:
         "Judge an order that wants in"
+        away = self.reference.away
         answer = check(intent, self.state(connection, intent, client_order_id, parent), self.limits)
         if isinstance(answer, Denial) and answer.code in LOSSES:
             self.switch.engage(EVERYTHING, Level.REDUCE, "controls", answer.line, connection)
-        if isinstance(answer, Denial) and answer.code in UNKNOWNS and (away := self.reference.away):
+        if isinstance(answer, Denial) and answer.code in UNKNOWNS and away:
             raise BrokerUnavailable(f"{answer.line}; nothing was stored, ask again: {one_line(away)}") from away
         return answer
 
