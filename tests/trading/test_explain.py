@@ -11,7 +11,17 @@ from tests.trading.planned import TRADED, plan_a_run, prepare, settings_at
 from tradenb.core.db import connect, default_url, migrate
 from tradenb.core.errors import InputError, ModelError
 from tradenb.models.regressors import Ridge, Samples
-from tradenb.trading.explain import Explanation, contributions, explain, page_file, page_of, parts_of, sentences
+from tradenb.trading.explain import (
+    Explanation,
+    contributions,
+    explain,
+    page_file,
+    page_of,
+    parts_of,
+    sentences,
+    verdict_of,
+)
+from tradenb.trading.orchestrator import Sent, keep_refusals, read_plan
 from tradenb.trading.run import Run
 
 RUN = f"{TRADED}-alpha158_ls"
@@ -32,8 +42,6 @@ def planned(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="module")
 def told(planned: Run) -> dict[str, Explanation]:
     "The best name, the worst, one in the middle, and one that is held."
-    from tradenb.trading.orchestrator import read_plan
-
     plan = read_plan(planned.engine, RUN)
     by_rank = {leg.order.rank: leg.order.symbol for leg in plan}
     held = next(leg.order.symbol for leg in plan if leg.order.current_qty)
@@ -85,7 +93,6 @@ def test_a_linear_model_is_coefficient_times_value() -> None:
     inside = np.abs(z) <= fitted.winsor
     assert np.allclose(parts[inside], ((z - fitted.centre) * fitted.slopes)[inside])
     assert np.allclose(parts.sum(axis=1) + expected, predicted)
-    fitted.slopes[0] += 0  # the model itself is untouched
 
     class Boaster(Linear):
         predict = staticmethod(lambda rows: fitted.predict(rows) + 1)
@@ -108,6 +115,17 @@ def test_the_page_is_whole_reads_without_a_network_and_names_what_matters(told, 
     assert sentences(told["best"])[0].startswith("Buy ")
     assert "No order" in sentences(told["middle"])[0]
     assert page_file(tmp_path, "BRK/B").name == "explain_BRK_B.html"
+
+
+def test_an_order_that_the_gateway_did_not_take_says_why(planned: Run, told) -> None:
+    best = told["best"]
+    keep_refusals(planned.engine, RUN, [Sent(best.line, "failed", "qty 0.5: a cls order is for whole shares")])
+    once = explain(planned.engine, planned.settings, RUN, best.symbol, planned.folder)
+    keep_refusals(planned.engine, RUN, [Sent(best.line, "accepted", "")])
+    assert once.refused == ("qty 0.5: a cls order is for whole shares",)
+    assert "The gateway did not take it: qty 0.5: a cls order is for whole shares." in sentences(once)
+    assert verdict_of(once) == "amber"
+    assert explain(planned.engine, planned.settings, RUN, best.symbol, planned.folder).refused == best.refused == ()
 
 
 def test_many_names_are_explained_at_once_as_each_by_itself(planned: Run, told) -> None:

@@ -123,6 +123,7 @@ def test_every_mapping_says_why_and_what_became_of_it(service: Orchestrator):
         "BBB": refusal(503, "BrokerUnavailable", "buy BBB 2024-01-08: outcome unknown (timed out)"),
         "CCC": refusal(500, "InternalError", "an unexpected error"),
         "DDD": (201, {"status": "rejected", "detail": "insufficient buying power"}),
+        "EEE": refusal(422, "OrderInvalid", "qty 0.5: a cls order is for whole shares"),
     }
     answer = service.run()
     told = {row["symbol"]: (row["status"], row["reason"].partition("; ")[2]) for row in answer["mappings"]}
@@ -131,14 +132,20 @@ def test_every_mapping_says_why_and_what_became_of_it(service: Orchestrator):
         "BBB": ("unknown", "unknown: buy BBB 2024-01-08: outcome unknown (timed out)"),
         "CCC": ("unknown", "unknown: the execution service answered 500: an unexpected error"),
         "DDD": ("rejected", "rejected: insufficient buying power"),
-        "EEE": ("accepted", ""),
+        "EEE": ("failed", "failed: qty 0.5: a cls order is for whole shares"),
         "FFF": (None, ""),
     }
-    assert (answer["orders"], answer["failed"], answer["unknown"]) == (5, 2, 2)
+    assert (answer["orders"], answer["failed"], answer["unknown"]) == (5, 3, 2)
     assert sorted(service.gateway.asked) == ["AAA", "BBB", "BBB", "CCC", "CCC", "DDD", "EEE"]
     later = service.call("GET", f"/runs/{RUN}").json()
     reasons = {row["symbol"]: row["reason"].partition("; ")[2] for row in later["mappings"]}
     assert reasons["CCC"] == NOT_SENT and later["held_by"] is None
+    assert reasons["EEE"] == "failed: qty 0.5: a cls order is for whole shares"  # nobody but the plan keeps this one
+    service.gateway.says = {}
+    service.run()
+    assert [row["reason"].partition("; ")[2] for row in service.call("GET", f"/runs/{RUN}").json()["mappings"]] == [
+        ""
+    ] * 6
 
 
 def test_a_gateway_without_a_database_stops_the_sending_and_the_same_request_goes_on(service: Orchestrator):

@@ -319,6 +319,7 @@ run_signals = Table(
     Column("qty", Fixed),
     Column("client_order_id", String(48), index=True),
     Column("reason", Text, nullable=False),
+    Column("refused", Text),
 )
 
 PNL = (

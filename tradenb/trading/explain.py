@@ -52,7 +52,7 @@ from ..models.registry import LoadedModel, open_registry
 from ..portfolio.limits import Limits, limit
 from ..signals.generator import Inputs
 from ..signals.reader import MarketReader, Remembered
-from .orchestrator import Leg, book_of, written
+from .orchestrator import Leg, book_of, refusals, written
 from .replay import Again, kept_of, model_of, plan_again
 from .run import Run
 
@@ -159,6 +159,7 @@ class Explanation:
     cut: str | None  # what a limit did to it
     legs: tuple[Leg, ...]  # of the stored plan
     same: bool  # does the plan computed again say the same of this name?
+    refused: tuple[str, ...]  # why the gateway did not take orders for it
     orders: tuple[Mapping[str, Any], ...]
     events_of_orders: pl.DataFrame  # client_order_id, at, kind, status_to
     fills: pl.DataFrame  # client_order_id, at, side, qty, price, fee
@@ -195,7 +196,10 @@ def explain(
             f"the lake of run {run_id} has no bar of {symbol}" + (f": did you mean {near[0]}?" if near else "")
         )
     legs = tuple(leg for leg in kept.plan if leg.order.symbol == symbol)
-    return Explanation(again, symbol, _sector(again.view, symbol, kept.as_of), **_tape(again, symbol), **_asked(again, symbol), **_predicted(again, symbol), legs=legs, same=_same(again, legs, symbol), **_happened(engine, run_id, symbol))  # fmt: skip
+    refused = tuple(
+        why for id_, why in refusals(engine, run_id).items() if id_ in {leg.client_order_id for leg in legs}
+    )
+    return Explanation(again, symbol, _sector(again.view, symbol, kept.as_of), **_tape(again, symbol), **_asked(again, symbol), **_predicted(again, symbol), legs=legs, refused=refused, same=_same(again, legs, symbol), **_happened(engine, run_id, symbol))  # fmt: skip
 
 
 def _sector(view: Lake, symbol: str, day: date) -> str | None:
@@ -304,11 +308,13 @@ def _limits(told: Explanation) -> str:
 
 
 def _outcome(told: Explanation) -> str:
+    refused = f"The gateway did not take it: {'; '.join(told.refused)}." if told.refused else ""
     if not told.orders:
-        return "Nothing was sent." if any(leg.client_order_id for leg in told.legs) else ""
+        return refused or ("Nothing was sent." if any(leg.client_order_id for leg in told.legs) else "")
     states = ", ".join(str(order["status"]).replace("_", " ") for order in told.orders)
     filled = float((told.fills["qty"] * told.fills["price"]).sum()), float(told.fills["qty"].sum())
-    return f"The gateway says: {states}" + (f", at {filled[0] / filled[1]:,.4f} on average." if filled[1] else ".")
+    price = f", at {filled[0] / filled[1]:,.4f} on average" if filled[1] else ""
+    return f"The gateway says: {states}{price}. {refused}".rstrip()
 
 
 def _earned(told: Explanation) -> str:
@@ -318,7 +324,7 @@ def _earned(told: Explanation) -> str:
 def verdict_of(told: Explanation) -> Verdict:
     "Red where the plan cannot be made again, amber where an order did not do its work."
     bad = [order for order in told.orders if order["status"] not in ("filled", "dry_run")]
-    return "red" if not told.same else "amber" if bad or told.cut else "green"
+    return "red" if not told.same else "amber" if bad or told.refused or told.cut else "green"
 
 # %% ../../nbs/trading/19_explain.ipynb #5057bc00
 def page_of(told: Explanation) -> str:
@@ -460,7 +466,7 @@ def _float(value: Any) -> Any:
 
 def _order_blocks(told: Explanation) -> tuple[Block, ...]:
     if not told.orders:
-        return (note("No order was sent for it."),)
+        return (note(_outcome(told) or "No order was sent for it."),)
     return (
         columns(order_table(told), SENT),
         side_by_side(columns(told.events_of_orders, LIFE, "Its life"), columns(told.fills, GOT, "Fills")),

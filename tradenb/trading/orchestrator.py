@@ -6,8 +6,8 @@
 __all__ = ['TIME_IN_FORCE', 'SMALLEST', 'UNKNOWN', 'REFUSED', 'PATIENCE', 'Submit', 'Body', 'FINAL', 'GOOD', 'reference_prices',
            'Before', 'before_session', 'Signalling', 'ask_signals', 'book_of', 'Leg', 'intent_of', 'make_plan',
            'read_plan', 'keep_plan', 'written', 'plan_digest', 'Sent', 'waves', 'send_plan', 'require_answers', 'send',
-           'order_body', 'came_to', 'verdict', 'planning_time', 'settled_time', 'Market', 'RealMarket',
-           'SimulatedMarket', 'wait_until_final', 'holdings']
+           'order_body', 'keep_refusals', 'refusals', 'came_to', 'verdict', 'planning_time', 'settled_time', 'Market',
+           'RealMarket', 'SimulatedMarket', 'wait_until_final', 'holdings']
 
 # %% ../../nbs/trading/05_orchestrator.ipynb #8c68e195
 import hashlib
@@ -23,7 +23,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 import polars as pl
-from sqlalchemy import Engine, Row, insert, select, update
+from sqlalchemy import Engine, Row, bindparam, insert, select, update
 
 from ..core.calendar import previous_session, session, shift
 from ..core.clock import Clock, SimulatedClock, Stopwatch, new_york, sleep
@@ -363,6 +363,30 @@ def order_body(leg: Leg, strategy: str, trade_date: date, trade_at: str, run_id:
         parent_id=f"{run_id}/{intent.symbol}/{leg.order.leg}",
         parent_qty=str(intent.qty),
     )
+
+# %% ../../nbs/trading/05_orchestrator.ipynb #97f1b434
+def keep_refusals(
+    engine: Engine,
+    run_id: str,
+    sent: Sequence[Sent],  # of one attempt at the whole plan
+) -> None:
+    "Keep with each leg why the gateway did not take its order."
+    refused = [one for one in sent if one.status in REFUSED]
+    legs = run_signals.c.run_id == run_id
+    its = run_signals.c.client_order_id == bindparam("order")
+    with engine.begin() as connection:
+        connection.execute(update(run_signals).where(legs, run_signals.c.refused.is_not(None)).values(refused=None))
+        if refused:
+            found = [{"order": one.leg.client_order_id, "why": one.detail} for one in refused]
+            connection.execute(update(run_signals).where(legs, its).values(refused=bindparam("why")), found)
+
+
+def refusals(engine: Engine, run_id: str) -> dict[str, str]:  # client_order_id → why
+    "The orders of a run that the gateway did not take."
+    wanted = select(run_signals.c.client_order_id, run_signals.c.refused)
+    with engine.connect() as connection:
+        rows = connection.execute(wanted.where(run_signals.c.run_id == run_id, run_signals.c.refused.is_not(None)))
+        return {row.client_order_id: row.refused for row in rows}
 
 # %% ../../nbs/trading/05_orchestrator.ipynb #5da6bf84
 FINAL = ("filled", "canceled", "expired", "rejected", "replaced", "dry_run")

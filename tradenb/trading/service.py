@@ -55,10 +55,12 @@ from tradenb.trading.orchestrator import (
     came_to,
     holdings,
     keep_plan,
+    keep_refusals,
     make_plan,
     order_body,
     plan_digest,
     read_plan,
+    refusals,
     send_plan,
     verdict,
     wait_until_final,
@@ -253,6 +255,7 @@ def _work(desk: Desk, row: Row[Any]) -> RunAnswer:
     body = lambda leg: order_body(leg, row.strategy, row.trade_date, terms.trade_at, row.run_id)
     sent = send_plan(plan, desk.execution.submit, body, concurrency=terms.concurrency)
     counts = {name: sum(one.status == name for one in sent) for name in (*REFUSED, UNKNOWN)}
+    keep_refusals(desk.engine, row.run_id, sent)
     get_logger().info("plan_sent", orders=len(sent), **counts)
     return answer_of(desk, row.run_id, sent)
 
@@ -272,7 +275,7 @@ def run_spec(settings: Settings, request: RunRequest) -> records.RunSpec:
     )
 
 # %% ../../nbs/trading/07_service.ipynb #8dff44d9
-NOT_SENT = "the gateway has no such order: it was not sent, or was refused before it was stored"
+NOT_SENT = "the gateway has no such order: it was not sent, or did not arrive"
 
 
 def fates(
@@ -280,12 +283,13 @@ def fates(
     run_id: str,
     sent: Sequence[Sent],  # What the gateway said just now; what it has stored says more
 ) -> dict[str, tuple[str | None, str]]:  # client_order_id → status, and why
-    "What became of the orders of a run, as far as the gateway knows."
-    refused = {d["client_order_id"]: ("denied", d["detail"]) for d in reversed(desk.execution.denials(run_id))}
+    "What became of the orders of a run, as far as the gateway knows, or said when it refused them."
+    refused = {id_: ("failed", why) for id_, why in refusals(desk.engine, run_id).items()}
+    denied = {d["client_order_id"]: ("denied", d["detail"]) for d in reversed(desk.execution.denials(run_id))}
     just_now = {s.leg.client_order_id: (s.status, s.detail) for s in sent if s.status in (*REFUSED, UNKNOWN)}
     orders = desk.execution.orders(run_id)
     stored = {order["client_order_id"]: (order["status"], order.get("reason") or "") for order in orders}
-    return refused | just_now | stored
+    return refused | denied | just_now | stored
 
 
 def answer_of(desk: Desk, run_id: str, sent: Sequence[Sent] = ()) -> RunAnswer:
