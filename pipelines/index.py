@@ -5,7 +5,6 @@
    browser by its digest; without it the page is whole but for the search.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -14,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from sqlalchemy import Engine, Row, select
 
@@ -36,12 +36,13 @@ from tradenb.core.report import (
     tiles,
 )
 from tradenb.core.settings import Settings
+from tradenb.models.inference import sharpe_interval
 from tradenb.trading import records
 from tradenb.trading.pages.common import counted, findings_of, worst
 from tradenb.trading.service import database_url
 
 INDEX = "index.html"
-TRADING_DAYS = 252
+QUARTER = 63  # Of fewer days a Sharpe ratio says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,17 +215,16 @@ def _figures(newest_first: Sequence[IndexRow]) -> list[Block]:
 
 
 def _performance(days: Sequence[IndexRow]) -> dict[str, tuple[str, str]]:
-    "Deepest fall, and the Sharpe ratio once there are enough days to speak of one."
+    "Deepest fall, and the Sharpe ratio with its interval once there are days enough to speak of one."
     returns = [row.daily_return for row in days if row.daily_return is not None]
     if len(returns) < 2:
         return {}
     fall = {"Deepest fall": (text_of(deepest_fall(returns), "percent"), "from the highest close")}
-    if len(returns) < 20:
+    if len(returns) < QUARTER:
         return fall
-    mean = sum(returns) / len(returns)
-    spread = math.sqrt(sum((value - mean) ** 2 for value in returns) / (len(returns) - 1))
-    sharpe = mean / spread * math.sqrt(TRADING_DAYS) if spread else None
-    return fall | {"Sharpe ratio": (text_of(sharpe, "price"), f"a year, of {len(returns)} days")}
+    s = sharpe_interval(np.array(returns))
+    between = f"{text_of(s.low, 'price')} to {text_of(s.high, 'price')} with 95% confidence"
+    return fall | {"Sharpe ratio": (text_of(s.value, "price"), between)}
 
 
 def deepest_fall(returns: Sequence[float]) -> float:

@@ -169,3 +169,14 @@ def test_the_index_reads_runs_and_what_their_pages_found(make_settings: Callable
     assert first.address == "2024-01-02/2024-01-02-s/6_report.html"  # what ran elsewhere will have it
     assert "ORDER_NOTIONAL" in refresh_index(chosen).read_text()
     engine.dispose()
+
+
+def test_a_sharpe_ratio_is_shown_once_a_quarter_is_over_and_never_without_its_interval(tmp_path: Path) -> None:
+    month = [row(day, daily_return=0.002 * (-1) ** day + 0.001) for day in range(62)]
+    assert "Sharpe" not in write_index(tmp_path, month).read_text()
+    assert re.search(
+        r"-?[\d.]+ to -?[\d.]+ with 95% confidence",
+        write_index(tmp_path, [*month, row(62, daily_return=0.0)]).read_text().replace("−", "-"),
+    )
+    still = [row(day, daily_return=0.0) for day in range(63)]
+    assert "nan" not in write_index(tmp_path, still).read_text().lower().replace("finance", "")

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'DARK', 'SERIES', 'CSS', 'Verdict', 'VERDICTS', 'Format', 'FORMATS', 'COLOURED', 'DAYS', 'LEFT', 'Tint',
-           'Column', 'NEAR', 'FULL', 'HALF', 'LEAST', 'FEW', 'PAGE_CSS', 'themed', 'Block', 'side_by_side', 'stacked',
-           'linked', 'headline', 'text_of', 'tiles', 'table', 'columns', 'facts', 'heat', 'Use', 'limits_table', 'Day',
-           'months', 'note', 'style', 'canvas', 'chart', 'aligned', 'scale', 'lines', 'band', 'areas', 'bars',
-           'histogram', 'waterfall', 'page', 'policy', 'Section', 'document']
+           'Column', 'NEAR', 'FULL', 'HALF', 'LEAST', 'FEW', 'SHORT', 'PAGE_CSS', 'themed', 'Block', 'side_by_side',
+           'stacked', 'linked', 'headline', 'text_of', 'tiles', 'table', 'columns', 'facts', 'heat', 'Use',
+           'limits_table', 'Day', 'months', 'note', 'style', 'canvas', 'chart', 'aligned', 'scale', 'lines', 'band',
+           'areas', 'bars', 'histogram', 'waterfall', 'page', 'policy', 'Section', 'document']
 
 # %% ../../nbs/core/09_report.ipynb #68c5eda6
 import base64
@@ -597,7 +597,8 @@ def _shortened(tag: re.Match[str]) -> str:
     return re.sub(r"(\d+\.\d\d)\d+", r"\1", tag[0])
 
 # %% ../../nbs/core/09_report.ipynb #95390caa
-FEW = 12  # So many dates can each carry a label
+FEW = 12  # So many dates stand side by side, as names do; more of them lie where the calendar has them
+SHORT = timedelta(days=100)  # Within such a time dates are labelled one by one; beyond it months and years are
 
 
 def _date_label(day: date, year: bool) -> str:
@@ -606,16 +607,22 @@ def _date_label(day: date, year: bool) -> str:
 
 
 def _along(axes: "Axes", values: Sequence[Any]) -> list[Any]:
-    "Where `values` lie along the bottom; few dates become labels of their own, as many as fit, the last one always."
+    "Where `values` lie along the bottom; dates of a season carry labels of their own, as many as fit, the last one always."
+    from matplotlib.dates import date2num
+
     days = [value for value in values if isinstance(value, date) and not isinstance(value, datetime)]
-    if not days or len(days) < len(values) or len(days) > FEW:
+    if not days or len(days) < len(values) or (len(days) > FEW and abs(days[-1] - days[0]) > SHORT):
         return list(values)
+    places = [float(date2num(day)) for day in days] if len(days) > FEW else [float(at) for at in range(len(days))]
     years = len({day.year for day in days}) > 1
     figure = axes.get_figure(root=True)
     fit = max(int((figure.get_figwidth() if figure else FULL) / (1.1 if years else 0.7)), 1)
-    ticks = range(len(days) - 1, -1, -math.ceil(len(days) / fit))[::-1]
-    axes.set_xticks(ticks, [_date_label(days[at], years) for at in ticks])
-    return list(range(len(days)))
+    least, ticks = abs(places[-1] - places[0]) / fit, [len(days) - 1]
+    for at in reversed(range(len(days) - 1)):
+        if abs(places[ticks[-1]] - places[at]) >= least:
+            ticks.append(at)
+    axes.set_xticks([places[at] for at in ticks], [_date_label(days[at], years) for at in ticks])
+    return places
 
 # %% ../../nbs/core/09_report.ipynb #13ae8c89
 def aligned(labels: Sequence[str]) -> list[str]:
