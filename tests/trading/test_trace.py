@@ -19,7 +19,7 @@ from tradenb.core.clock import SystemClock
 from tradenb.core.errors import InputError
 from tradenb.trading import records
 from tradenb.trading.gauges import numbers
-from tradenb.trading.trace import FEW, UNFINISHED, Node, as_json, branch, drawn, fold, resolve, steps, tree
+from tradenb.trading.trace import FEW, NO_STEPS, UNFINISHED, Node, as_json, branch, drawn, fold, resolve, steps, tree
 
 DAY, RUN, TRACE = date(2024, 1, 8), "2024-01-08-alpha158_ls", "4bf92f3577b34da6a3ce929d0e0e4736"
 NINE = datetime(2024, 1, 8, 14, tzinfo=UTC)
@@ -158,6 +158,30 @@ def test_a_run_whose_process_was_killed_shows_what_did_not_end(engine, folder):
     (killed,) = (node for node in whole.children if node.name == UNFINISHED)
     assert [node.name for node in killed.children] == ["stage etl", "asking"]
     assert (whole.status, killed.bad) == ("running", True)
+
+
+def test_an_order_belongs_to_the_gateways_request_whoever_else_named_it_before(engine, folder):
+    begun(engine)
+    name = order(engine, "5e77", status="unknown")
+    with logs.bind(trace_id=TRACE), tracing.step("daily"):
+        for service, span in (("orchestrator", "a" * 16), ("execution", "b" * 16)):
+            with logs.bind(span=span):
+                logs.get_logger(service).warning("order_unknown", client_order_id=name)
+                logs.get_logger(service).info("request", method="POST", route="/", status=201, ms=1.0)
+    (home,) = (n for n in tree(engine, folder, TRACE).walk() if any(c.source == "order" for c in n.children))
+    assert (home.source, home.service) == ("request", "execution")
+
+
+def test_a_tree_without_steps_says_why_and_one_with_steps_does_not(engine, folder):
+    begun(engine)
+    names = lambda: [node.name for node in tree(engine, folder, TRACE).children]
+    assert names() == [NO_STEPS]
+    with logs.bind(trace_id=TRACE, span="a" * 16):
+        logs.get_logger().warning("order_denied")  # all that is left of a request above level INFO
+    assert names() == [UNFINISHED, NO_STEPS]
+    with logs.bind(trace_id=TRACE), tracing.step("daily"):
+        pass
+    assert names() == [UNFINISHED, "daily"]
 
 
 def test_an_id_leads_to_its_trace_or_is_refused_in_one_line(engine, folder):
