@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
+from tests.logged import logging_to
 from tradenb.core.db import connect, migrate
 from tradenb.core.settings import Settings, load
 
@@ -77,6 +78,13 @@ def make_settings(tmp_path: Path) -> Callable[..., Settings]:
         return load({"core.root": str(tmp_path / "data")} | overrides, env={}, file=PROJECT / "settings.ini")
 
     return make
+
+
+@pytest.fixture
+def log_folder(tmp_path: Path) -> Iterator[Path]:
+    "Logs of this test go here, and nowhere afterwards."
+    with logging_to(tmp_path / "logs") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

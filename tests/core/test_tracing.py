@@ -1,7 +1,5 @@
 "Traces: headers from strangers, steps over threads and services, and a collector that may be away."
 
-import json
-import logging
 import subprocess
 import sys
 import threading
@@ -9,39 +7,20 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from tests.logged import lines
 from tradenb.core import logs, tracing, web
 from tradenb.core.clock import Stopwatch
 from tradenb.core.settings import load
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    "Logs of this test go here, and nowhere afterwards."
-    before = structlog.get_config()
-    logs.configure("tests", tmp_path / "logs", "DEBUG")
-    yield tmp_path / "logs"
-    logs._log.file.close()
-    logs._log = None
-    root = logging.getLogger()
-    for handler in [h for h in root.handlers if h.get_name() == "tradenb"]:
-        root.removeHandler(handler)
-    structlog.configure(**before)
-
-
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in file.read_bytes().splitlines()]
 
 
 # ---- headers
@@ -104,7 +83,7 @@ def test_nothing_leaves_outside_of_a_trace_and_everything_within():
 # ---- over services
 
 
-def test_a_call_from_service_to_service_is_a_branch_of_one_tree(folder):
+def test_a_call_from_service_to_service_is_a_branch_of_one_tree(log_folder):
     inner = web.create_app("inner", "the one that is called")
     outer = web.create_app("outer", "the one that calls")
 
@@ -122,17 +101,17 @@ def test_a_call_from_service_to_service_is_a_branch_of_one_tree(folder):
 
         with web.serving(outer) as url, logs.bind(run_id="2024-01-08-demo"), tracing.step("asking", "client"):
             answer = httpx.get(f"{url}/value", headers=tracing.leaving())
-    said = {(line["service"], line["event"]): line for line in lines(folder)}
+    said = {(line["service"], line["event"]): line for line in lines(log_folder)}
     asking, called = said["client", "step"], said["outer", "request"]
-    inside = [line for line in lines(folder) if line["service"] == "inner"]
-    assert {line["trace_id"] for line in lines(folder)} == {answer.headers["x-trace-id"]}
-    assert {line["run_id"] for line in lines(folder)} == {"2024-01-08-demo"}
+    inside = [line for line in lines(log_folder) if line["service"] == "inner"]
+    assert {line["trace_id"] for line in lines(log_folder)} == {answer.headers["x-trace-id"]}
+    assert {line["run_id"] for line in lines(log_folder)} == {"2024-01-08-demo"}
     assert called["context"]["parent"] == asking["context"]["span"]
     assert [line["context"]["parent"] for line in inside] == [called["context"]["span"]] * 2
     assert {line["context"]["route"] for line in inside} == {"/prices/{symbol}"}
 
 
-def test_a_crash_is_told_within_its_trace_and_questions_about_life_only_at_level_debug(folder):
+def test_a_crash_is_told_within_its_trace_and_questions_about_life_only_at_level_debug(log_folder):
     app = web.create_app("broken", "it breaks")
 
     @app.get("/")
@@ -147,14 +126,14 @@ def test_a_crash_is_told_within_its_trace_and_questions_about_life_only_at_level
         answer = httpx.get(f"{url}/break", headers={"X-Trace-ID": TRACE})
         count = httpx.get(f"{url}/metrics").text
     assert (answer.status_code, answer.headers["x-trace-id"]) == (500, TRACE)
-    told = [(line["level"], line["event"]) for line in lines(folder) if line["trace_id"] == TRACE]
+    told = [(line["level"], line["event"]) for line in lines(log_folder) if line["trace_id"] == TRACE]
     assert told == [("error", "request_crashed"), ("info", "request")]
-    assert {line["level"] for line in lines(folder) if line["context"].get("route") == "/metrics"} == {"debug"}
+    assert {line["level"] for line in lines(log_folder) if line["context"].get("route") == "/metrics"} == {"debug"}
     assert 'tradenb_http_request_duration_seconds_count{method="GET",route="/break",status="500"} 1.0' in count
     assert 'tradenb_log_lines_total{level="error",service="broken"}' in count
 
 
-def test_strange_paths_and_methods_make_no_series_of_their_own(folder):
+def test_strange_paths_and_methods_make_no_series_of_their_own(log_folder):
     with web.serving(web.create_app("plain", "nothing special")) as url:
         for method in ("PROPFIND", "MKCOL", "SEARCH"):
             httpx.request(method, f"{url}/nowhere/{method}")
@@ -206,7 +185,7 @@ def receiver() -> Iterator[Receiver]:
     server.server_close()
 
 
-def test_steps_and_requests_arrive_at_a_collector_as_the_log_has_them(tmp_path, folder, receiver):
+def test_steps_and_requests_arrive_at_a_collector_as_the_log_has_them(tmp_path, log_folder, receiver):
     settings = load({"core.root": str(tmp_path), "telemetry.otlp_endpoint": receiver.url}, env={})
     tracing.observe(settings, "run")
     app = web.create_app("signals", "an example")
@@ -228,7 +207,7 @@ def test_steps_and_requests_arrive_at_a_collector_as_the_log_has_them(tmp_path, 
     attributes = {a.key: a.value for a in request.attributes}
     assert attributes["http.response.status_code"].int_value == 500
     logged = {
-        line["context"]["span"]: line["trace_id"] for line in lines(folder) if line["event"] in ("step", "request")
+        line["context"]["span"]: line["trace_id"] for line in lines(log_folder) if line["event"] in ("step", "request")
     }
     assert logged.items() <= {(span.span_id.hex(), span.trace_id.hex()) for _, span in receiver.spans}
 
@@ -247,14 +226,14 @@ def test_the_same_traces_are_kept_whoever_decides(receiver):
     assert all(int.from_bytes(trace[8:]) < 2**63 for trace in kept[0])
 
 
-def test_a_collector_that_is_away_fails_nothing_and_holds_up_little(folder):
+def test_a_collector_that_is_away_fails_nothing_and_holds_up_little(log_folder):
     tracing.export_to("http://127.0.0.1:9")
     with tracing.step("daily", "flow"):
         pass
     watch = Stopwatch()
     tracing.export_to("")
     assert watch.seconds < 30  # OpenTelemetry's own patience is a minute
-    assert [line["event"] for line in lines(folder) if line["service"] == "flow"] == ["step"]
+    assert [line["event"] for line in lines(log_folder) if line["service"] == "flow"] == ["step"]
 
 
 def test_without_an_endpoint_nothing_of_opentelemetry_is_imported():

@@ -1,15 +1,11 @@
 "The tree of a trace: nothing is lost, whoever was killed; alike ones are folded, what failed is not."
 
-import logging
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine, insert
@@ -23,20 +19,6 @@ from tradenb.trading.trace import FEW, NO_STEPS, UNFINISHED, Node, as_json, bran
 
 DAY, RUN, TRACE = date(2024, 1, 8), "2024-01-08-alpha158_ls", "4bf92f3577b34da6a3ce929d0e0e4736"
 NINE = datetime(2024, 1, 8, 14, tzinfo=UTC)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    "Logs of this test go here, and nowhere afterwards."
-    before = structlog.get_config()
-    logs.configure("flow", tmp_path / "logs")
-    yield tmp_path / "logs"
-    logs._log.file.close()
-    logs._log = None
-    root = logging.getLogger()
-    for handler in [h for h in root.handlers if h.get_name() == "tradenb"]:
-        root.removeHandler(handler)
-    structlog.configure(**before)
 
 
 def begun(engine: Engine, run_id: str = RUN, trace: str = TRACE) -> None:
@@ -120,7 +102,7 @@ def test_a_few_are_shown_one_by_one_and_many_as_one():
 # ---- with the database
 
 
-def test_rows_find_their_place_and_none_is_left_out(engine, folder):
+def test_rows_find_their_place_and_none_is_left_out(engine, log_folder):
     begun(engine)
     records.begin_stage(engine, RUN, "etl", NINE)
     records.end_stage(engine, RUN, "etl", NINE, 3.0)
@@ -134,7 +116,7 @@ def test_rows_find_their_place_and_none_is_left_out(engine, folder):
             )
     with logs.bind(trace_id=TRACE):
         logs.get_logger("execution").info("fill_booked", client_order_id=named)
-    whole = tree(engine, folder, TRACE)
+    whole = tree(engine, log_folder, TRACE)
     request = next(node for node in whole.walk() if node.source == "request")
     assert [node.order for node in request.children if node.source == "order"] == [named]
     placed = next(node for node in request.children if node.source == "order")
@@ -148,19 +130,19 @@ def test_rows_find_their_place_and_none_is_left_out(engine, folder):
     assert {"daily", "stage trade", "POST /api/v1/orders"} <= {node.name for node in mine.walk()}
 
 
-def test_a_run_whose_process_was_killed_shows_what_did_not_end(engine, folder):
+def test_a_run_whose_process_was_killed_shows_what_did_not_end(engine, log_folder):
     begun(engine)
     with logs.bind(trace_id=TRACE, span="a" * 16):  # the step that never said its last word
         with tracing.step("stage etl"):
             pass
         logs.get_logger().info("asking")
-    whole = tree(engine, folder, TRACE)
+    whole = tree(engine, log_folder, TRACE)
     (killed,) = (node for node in whole.children if node.name == UNFINISHED)
     assert [node.name for node in killed.children] == ["stage etl", "asking"]
     assert (whole.status, killed.bad) == ("running", True)
 
 
-def test_an_order_belongs_to_the_gateways_request_whoever_else_named_it_before(engine, folder):
+def test_an_order_belongs_to_the_gateways_request_whoever_else_named_it_before(engine, log_folder):
     begun(engine)
     name = order(engine, "5e77", status="unknown")
     with logs.bind(trace_id=TRACE), tracing.step("daily"):
@@ -168,13 +150,13 @@ def test_an_order_belongs_to_the_gateways_request_whoever_else_named_it_before(e
             with logs.bind(span=span):
                 logs.get_logger(service).warning("order_unknown", client_order_id=name)
                 logs.get_logger(service).info("request", method="POST", route="/", status=201, ms=1.0)
-    (home,) = (n for n in tree(engine, folder, TRACE).walk() if any(c.source == "order" for c in n.children))
+    (home,) = (n for n in tree(engine, log_folder, TRACE).walk() if any(c.source == "order" for c in n.children))
     assert (home.source, home.service) == ("request", "execution")
 
 
-def test_a_tree_without_steps_says_why_and_one_with_steps_does_not(engine, folder):
+def test_a_tree_without_steps_says_why_and_one_with_steps_does_not(engine, log_folder):
     begun(engine)
-    names = lambda: [node.name for node in tree(engine, folder, TRACE).children]
+    names = lambda: [node.name for node in tree(engine, log_folder, TRACE).children]
     assert names() == [NO_STEPS]
     with logs.bind(trace_id=TRACE, span="a" * 16):
         logs.get_logger().warning("order_denied")  # all that is left of a request above level INFO
@@ -184,21 +166,21 @@ def test_a_tree_without_steps_says_why_and_one_with_steps_does_not(engine, folde
     assert names() == [UNFINISHED, "daily"]
 
 
-def test_an_id_leads_to_its_trace_or_is_refused_in_one_line(engine, folder):
+def test_an_id_leads_to_its_trace_or_is_refused_in_one_line(engine, log_folder):
     begun(engine)
     name = order(engine, "5e77")
     order(engine, "beef", trace=None)
     with logs.bind(trace_id="cafe" * 8):
         logs.get_logger().info("only in the log")
-    assert resolve(engine, folder, RUN).trace == resolve(engine, folder, TRACE[:6]).trace == TRACE
-    assert resolve(engine, folder, name) == resolve(engine, folder, "5e7700")
-    assert resolve(engine, folder, "cafeca").trace == "cafe" * 8
+    assert resolve(engine, log_folder, RUN).trace == resolve(engine, log_folder, TRACE[:6]).trace == TRACE
+    assert resolve(engine, log_folder, name) == resolve(engine, log_folder, "5e7700")
+    assert resolve(engine, log_folder, "cafeca").trace == "cafe" * 8
     for text, says in (("5e7", "at least four characters"), ("beef", "carries no trace"), ("dead", "nothing is known"), ("'; drop", "no id"), ("%%%%", "no id"), ("____", "nothing")):  # fmt: skip
         with pytest.raises(InputError, match=says):
-            resolve(engine, folder, text)
+            resolve(engine, log_folder, text)
     order(engine, "5e771")
     with pytest.raises(InputError, match="not enough"):
-        resolve(engine, folder, "5e77")
+        resolve(engine, log_folder, "5e77")
 
 
 # ---- runs as numbers
