@@ -95,11 +95,11 @@ def signals_now(settings: Settings, as_of: date | None) -> tuple[pl.DataFrame, d
     "The champion's signals for a session, by the service itself within this process."
     from tradenb.core.web import serving
     from tradenb.signals.service import create_app
-    from tradenb.trading.clients import SignalsClient
+    from tradenb.trading.clients import Question, SignalsClient
 
     day, book = as_of or newest_session(open_lake(settings)), settings.portfolio
     with serving(create_app(settings, SystemClock())) as url, closing(SignalsClient(url)) as client:
-        answer = client.generate(day, list(settings.market.symbols) or None, book.top_n, book.bottom_n)
+        answer = client.generate(Question(day, settings.market.symbols or None, book.top_n, book.bottom_n))
     return pl.DataFrame(answer["signals"], infer_schema_length=None).sort("rank"), answer["metadata"]
 
 

@@ -37,7 +37,7 @@ from ..portfolio.market import LIQUID_SESSIONS, Known, reference_price
 from ..portfolio.market import Market as Tape
 from ..portfolio.sizing import PlannedOrder
 from ..portfolio.weights import Context, context
-from .clients import AnswerUnclear, ExchangeClient, ExecutionClient
+from .clients import AnswerUnclear, ExchangeClient, ExecutionClient, Question
 
 # %% ../../nbs/trading/05_orchestrator.ipynb #bc1aa37c
 def reference_prices(
@@ -95,16 +95,7 @@ def before_session(
 class Signalling(Protocol):
     "Who answers with signals: the service's client, or the same functions without a wire, as a replay has them."
 
-    def generate(
-        self,
-        as_of: date,
-        symbols: list[str] | None,
-        top_n: int,
-        bottom_n: int,
-        held: Mapping[str, float] | None = None,
-        vintage: Mapping[str, int] | None = None,
-        digests: bool = False,
-    ) -> dict[str, Any]: ...
+    def generate(self, question: Question) -> dict[str, Any]: ...
 
 
 def ask_signals(
@@ -115,8 +106,8 @@ def ask_signals(
     vintage: Mapping[str, int],
 ) -> dict[str, Any]:
     "The signals of a run, from its vintage. Raises `RunFailed` when the service read another one."
-    as_of = previous_session(row.trade_date)
-    answer = signals.generate(as_of, row.symbols or None, book.top_n, book.bottom_n, held, vintage, digests=True)
+    as_of, names = previous_session(row.trade_date), row.symbols or None
+    answer = signals.generate(Question(as_of, names, book.top_n, book.bottom_n, held, vintage, digests=True))
     if (read := answer["metadata"]["vintage"]) != dict(vintage):
         raise RunFailed(
             f"signals come from vintage {read}, run {row.run_id} asked for {dict(vintage)}: the signal service reads another lake"

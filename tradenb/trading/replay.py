@@ -32,6 +32,7 @@ from ..signals.generator import Inputs
 from ..signals.reader import MarketReader
 from ..signals.service import GenerateRequest, rule, told
 from . import records
+from .clients import Question
 from .orchestrator import Leg, plan_digest, read_plan, written
 from .service import DayPlan, plan_day
 
@@ -61,17 +62,12 @@ def as_then(
     then: Mapping[str, Mapping[str, Any]],  # recorded settings
 ) -> tuple[Settings, list[str]]:  # and the recorded keys that this code does not know
     "Today's settings with everything on top that can change a result; `ConfigError` for values that this code refuses."
-    known, unknown = (
-        now.effective,
-        [f"{s}.{k}" for s, keys in then.items() for k in keys if k not in now.effective.get(s, {})],
-    )
+    known = {(section, key) for section, keys in now.effective.items() for key in keys}
+    recorded = {(section, key): value for section, keys in then.items() for key, value in keys.items()}
+    unknown = [".".join(name) for name in recorded if name not in known]
     values = {section: dict(getattr(now, section)) for section in type(now).model_fields}
-    for section, keys in then.items():
-        values[section] |= (
-            {k: v for k, v in keys.items() if k in known.get(section, {}) and (section, k) != MODELS_OWN}
-            if section in values
-            else {}
-        )
+    for section, key in (recorded.keys() & known) - {MODELS_OWN}:
+        values[section][key] = recorded[section, key]
     try:
         return type(now).model_validate(values), unknown
     except ValueError as error:
@@ -155,20 +151,9 @@ class Unwired:
     market: MarketReader
     at: datetime  # what the answer says that it was made at
 
-    def generate(
-        self,
-        as_of: date,
-        symbols: list[str] | None,
-        top_n: int,
-        bottom_n: int,
-        held: Mapping[str, float] | None = None,
-        vintage: Mapping[str, int] | None = None,
-        digests: bool = False,
-    ) -> dict[str, Any]:
+    def generate(self, question: Question) -> dict[str, Any]:
         "As `SignalsClient.generate`."
-        ask = GenerateRequest.model_validate(
-            dict(symbols=symbols, as_of_date=as_of, top_n=top_n, bottom_n=bottom_n, held=held, vintage=vintage, digests=digests)
-        )  # fmt: skip
+        ask = GenerateRequest.model_validate_json(json.dumps(question.body))
         _, _, text = told(self.settings, self.at, self.model, self.market, ask, rule(self.settings, ask))
         return json.loads(text)
 
@@ -251,7 +236,11 @@ def plan_differences(kept: Sequence[Leg], again: Sequence[Leg]) -> list[Differen
             continue
         before, after = (written(leg) for leg in pair if leg is not None)
         found += [Difference(FIELD[f], symbol, f, before[f], after[f]) for f in FIELD if before[f] != after[f]]
-    return sorted(found, key=lambda d: list(PARTS).index(d.part))
+    return sorted(found, key=_step)
+
+
+def _step(difference: Difference) -> int:
+    return list(PARTS).index(difference.part)
 
 
 def _brief(leg: Leg | None) -> str | None:
@@ -337,7 +326,7 @@ def replay(
         return Replay(kept, tuple(found), None)
     again = plan_again(kept, model)
     found += digest_differences(kept.digests, again.day.digests) + plan_differences(kept.plan, again.day.plan)
-    return Replay(kept, tuple(sorted(found, key=lambda d: list(PARTS).index(d.part))), again)
+    return Replay(kept, tuple(sorted(found, key=_step)), again)
 
 # %% ../../nbs/trading/18_replay.ipynb #96e8ef92
 def changed_facts(
