@@ -177,6 +177,8 @@ def show_books(answer: Mapping[str, Any]) -> dict[str, Any]:
     "The comparison as a table; raises `ReconciliationBreak` when the books differ."
     from prefect.artifacts import create_table_artifact
 
+    from tradenb.trading.stages import break_line
+
     kinds = {"differences": "remains", "mended": "was mended", "noted": "accounted for"}
     rows = [{"what": said} | dict(row) for kind, said in kinds.items() for row in answer[kind]]
     checked = ", ".join(f"{count} {name}" for name, count in answer["checked"].items())
@@ -187,10 +189,7 @@ def show_books(answer: Mapping[str, Any]) -> dict[str, Any]:
             description=f"compared {checked}: {'they agree' if answer['matched'] else 'they differ'}",
         )
     if not answer["matched"]:
-        first = answer["differences"][0]
-        raise ReconciliationBreak(
-            f"{len(answer['differences'])} differences with the broker, the first: {first['kind']} {first['key']}: ours {first['ours']}, theirs {first['broker']}"
-        )
+        raise ReconciliationBreak(break_line(answer["differences"]))
     return {"matched": True, "mended": len(answer["mended"])} | dict(answer["checked"])
 
 

@@ -369,7 +369,7 @@ EXPECTED = {
     "model": (2, "signals", "no model of alpha158_ls is active"),
     "broker": (1, "trade", "the outcome of 6 orders in a row is unknown"),
     "database": (1, "trade", "the database does not answer"),
-    "books": (2, "reconcile", "1 differences with the broker"),
+    "books": (2, "reconcile", "1 difference with the broker, cash: ours"),
 }
 
 
