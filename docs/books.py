@@ -5,6 +5,7 @@ import json
 import os
 import re
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from layout import PROJECT, ROOMS, RUN, say, to_pages, toctree, write
 
 
 def shown(book: dict[str, Any], folder: Path) -> dict[str, Any]:
-    "Without nbdev's directives, and without the cells that hold nothing else."
-    cells = []
+    "Without nbdev's directives, and without the cells that hold nothing else; imports that follow each other are folded as one."
+    cells: list[dict[str, Any]] = []
     for cell in book["cells"]:
         text = "".join(cell["source"])
         if cell["cell_type"] == "code":
@@ -23,10 +24,16 @@ def shown(book: dict[str, Any], folder: Path) -> dict[str, Any]:
             text = re.sub(r"^#\|.*\n?", "", text, flags=re.MULTILINE).strip("\n")
         else:
             text = to_pages(text, folder)
-        if text.strip():
+        if cells and folded(cells[-1]) and cell["cell_type"] == "code" and only_imports(text):
+            cells[-1]["source"] += f"\n\n{text}"
+        elif text.strip():
             tags = {"metadata": {"tags": ["hide-input"]}} if cell["cell_type"] == "code" and only_imports(text) else {}
             cells.append(cell | {"source": text} | tags)
     return book | {"cells": cells}
+
+
+def folded(cell: dict[str, Any]) -> bool:
+    return "hide-input" in cell.get("metadata", {}).get("tags", ())
 
 
 def only_imports(text: str) -> bool:
@@ -34,17 +41,42 @@ def only_imports(text: str) -> bool:
     return all(re.match(r"(from|import|if TYPE_CHECKING|[)#]|\s|$)", line) for line in text.splitlines())
 
 
-def key_of(book: Path, package: str) -> str:
-    "Changes when the notebook, the package or the settings do."
-    return hashlib.sha256(book.read_bytes() + package.encode()).hexdigest()[:24]
+def made_of(text: str) -> set[Path]:
+    "The files of ours that a source names: by import, by `python -m`, or in a string."
+    names = {f"{room}/{name}" for room, name in re.findall(r"\btradenb\.(\w+)\.(\w+)", text)}
+    for package, listed in re.findall(r"from tradenb\.([\w.]+) import (\([^)]*\)|.*)", text):
+        names |= {f"{package.replace('.', '/')}/{name}" for name in re.findall(r"\w+", listed)} | {
+            package.replace(".", "/")
+        }
+    files = {PROJECT / "tradenb" / f"{name}.py" for name in names}
+    return {path for path in files if path.is_file()} | (
+        {*(PROJECT / "pipelines").rglob("*.py")} if "pipelines" in text else set()
+    )
 
 
-def package_digest() -> str:
-    "Of all that a notebook's results depend on."
-    digest = hashlib.sha256((PROJECT / "settings.ini").read_bytes() + (PROJECT / "requirements.lock").read_bytes())
-    for path in sorted((PROJECT / "tradenb").rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def behind(book: Path) -> set[Path]:
+    "All files whose change may change what a notebook shows."
+    found, ahead = {book, PROJECT / "settings.ini", PROJECT / "requirements.lock"}, {book}
+    while ahead:
+        new = set().union(*(_made_of(path) for path in ahead)) - found
+        found, ahead = found | new, new
+    return found
+
+
+@cache
+def _made_of(path: Path) -> set[Path]:
+    text = path.read_text(encoding="utf-8")
+    return made_of(
+        "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"]) if path.suffix == ".ipynb" else text
+    )
+
+
+def key_of(book: Path) -> str:
+    "Changes when the notebook does, or anything that it is made of."
+    digest = hashlib.sha256()
+    for path in sorted(behind(book)):
+        digest.update(str(path.relative_to(PROJECT)).encode() + path.read_bytes())
+    return digest.hexdigest()[:24]
 
 
 def run_book(book: Path, kept: Path) -> str | None:
@@ -73,8 +105,7 @@ def books() -> list[Path]:
 def run_books(jobs: int) -> list[str]:
     "Run every notebook that has changed; the ones that failed, each in a line."
     RUN.mkdir(parents=True, exist_ok=True)
-    package = package_digest()
-    kept = {book: RUN / f"{key_of(book, package)}.ipynb" for book in books()}
+    kept = {book: RUN / f"{key_of(book)}.ipynb" for book in books()}
     for old in {*RUN.glob("*.ipynb")} - {*kept.values()}:
         old.unlink()
     todo, failed = [book for book, path in kept.items() if not path.exists()], []

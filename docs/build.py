@@ -1,7 +1,7 @@
 """The documentation as a site to read offline: guide, concepts, notebooks with their results, reference, decisions, runbooks.
 
 usage: python docs/build.py [--quick] [--jobs N]
-`--quick` leaves the notebooks as they are, without running them. A notebook that was run is kept until it, the package or the settings change.
+`--quick` leaves the notebooks as they are, without running them. A notebook that was run is kept until it, a module that it rests on, or the settings change.
 The pages are laid out below docs/_build/source as they lie in the project, so that every link between them holds, and Sphinx makes docs/_build/html.
 """
 
@@ -43,8 +43,8 @@ def write_generated() -> None:
     )
     write(
         "reference/index.md",
-        "# Reference\n\n- [Settings](settings.md)\n- [The command line](cli.md)\n- [Package](api/index.md)"
-        + toctree(["settings", "cli", "api/index"]),
+        "# Reference\n\n- [Settings](settings.md)\n- [The command line](cli.md)\n- [Package](api/index.md)\n- [What appears at run time](../data/README.md)"
+        + toctree(["settings", "cli", "api/index", "../data/README"]),
     )
     write("index.md", front_page())
     (SOURCE / "README.md").unlink()

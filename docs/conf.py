@@ -12,8 +12,8 @@ root_doc = "index"
 nb_execution_mode = "off"  # `docs/build.py` has run them, two at a time and as the tests run them
 nb_merge_streams = True
 myst_enable_extensions = ["attrs_inline", "colon_fence", "html_image"]
-nb_code_prompt_show = "Show the {type}"
-nb_code_prompt_hide = "Hide the {type}"
+nb_code_prompt_show = "Imports"  # the only cells that are folded
+nb_code_prompt_hide = "Imports"
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type", "misc.highlighting_failure"]
 
@@ -23,6 +23,7 @@ html_static_path = ["docs/_static"]
 html_css_files = ["tradenb.css"]
 html_show_sourcelink = False
 html_copy_source = False
+html_show_search_summary = False  # a browser that reads from disk may not fetch the pages for it
 html_theme_options = {
     "navbar_align": "left",
     "show_prev_next": True,

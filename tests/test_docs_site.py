@@ -60,6 +60,15 @@ def test_notebooks_come_without_directives_and_links_to_folders_find_a_page(else
     shown = json.loads((elsewhere / "nbs/portfolio/05_sizing.ipynb").read_text())
     assert not any(re.search(r"^#\|", "".join(cell["source"]), re.MULTILINE) for cell in shown["cells"])
     folded = [cell for cell in shown["cells"] if "hide-input" in cell["metadata"].get("tags", [])]
-    assert len(folded) == 2 and all("import" in cell["source"] and "def " not in cell["source"] for cell in folded)
+    assert len(folded) == 1 and all("import" in cell["source"] and "def " not in cell["source"] for cell in folded)
     assert layout.to_pages("[rooms](../../nbs/core) [x](y.md)", Path("docs/guide")) == "[rooms](../../nbs/core/index.md) [x](y.md)"  # fmt: skip
     assert set(layout.ROOMS) == {path.name for path in (PROJECT / "nbs").iterdir() if path.is_dir() and any(path.glob("*.ipynb"))}  # fmt: skip
+
+
+def test_a_notebook_is_run_again_when_something_that_it_rests_on_changes_and_not_otherwise() -> None:
+    below = {str(path.relative_to(PROJECT)) for path in books.behind(PROJECT / "nbs" / "portfolio" / "05_sizing.ipynb")}
+    assert {"tradenb/portfolio/weights.py", "tradenb/core/errors.py", "settings.ini"} <= below
+    assert not any(path.startswith(("tradenb/trading", "tradenb/execution", "pipelines")) for path in below)
+    assert "tradenb/portfolio/tearsheet.py" in {
+        str(p.relative_to(PROJECT)) for p in books.made_of("from tradenb.portfolio import (\n    tearsheet,\n)")
+    }
