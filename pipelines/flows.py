@@ -12,7 +12,7 @@ A flow that finds nothing to do ends as `Skipped` and says why. What may be repe
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from sqlalchemy import Engine
 from pipelines import day as days
 from pipelines import shown, upkeep
 from pipelines.engine import run_notebook
-from pipelines.notices import telling, telling_once, watched
+from pipelines.notices import tell_failed, telling, telling_once, watched
 from pipelines.published import fetch_run, publish_run
 from pipelines.render import link, render, write_page
 from tradenb.core.clock import NEW_YORK, Stopwatch, SystemClock
@@ -87,9 +87,12 @@ def skipped(why: object) -> State[Any]:
 LATE = timedelta(hours=6)
 
 
-def overdue() -> State[Any] | None:
-    "The end of this flow when it comes too late."
-    return missed(runtime.flow_run.scheduled_start_time, SystemClock().now())
+def overdue(settings: Settings, again: str) -> State[Any] | None:
+    "The end of this flow when it comes too late; whoever waits for it is told, and how to do it by hand."
+    late = missed(runtime.flow_run.scheduled_start_time, SystemClock().now())
+    if late:
+        tell_failed(settings, runtime.flow_run.flow_name, str(late.message), again)
+    return late
 
 
 def missed(planned: datetime | None, now: datetime) -> State[Any] | None:
@@ -120,17 +123,19 @@ def daily(
     settings: dict[str, Any] | None = None,  # `section.key` → value, where they differ from the machine's
 ) -> Any:  # The day in figures, or how it was skipped
     "A whole trading day: data, model, signals, orders, fills, reconciliation, P&L, reports. Safe to repeat and to resume."
-    if late := overdue():
-        return late
     here = load(settings)
-    with at_work(here):
-        try:
-            day = days.choose_date(here, date.fromisoformat(trade_date) if trade_date else None)
-        except days.NoSession as nothing:
-            return skipped(nothing)
-        if done := days.finished(here, day):
-            return skipped(f"{done.run_id} is {done.status} already: nothing was changed")
-        days.check_features(here)
+    if late := overdue(here, "tradenb paper-run"):
+        return late
+    with ExitStack() as desk:
+        with watched(here, "daily", "tradenb paper-run"):  # until there is a run, which tells of its own end
+            desk.enter_context(at_work(here))
+            try:
+                day = days.choose_date(here, date.fromisoformat(trade_date) if trade_date else None)
+            except days.NoSession as nothing:
+                return skipped(nothing)
+            if done := days.finished(here, day):
+                return skipped(f"{done.run_id} is {done.status} already: nothing was changed")
+            days.check_features(here)
         with in_our_own_words():
             trade(here, day)
         return told(days.stored(here, day))
@@ -309,9 +314,9 @@ def train(
     settings: dict[str, Any] | None = None,  # `section.key` → value, where they differ from the machine's
 ) -> Any:
     "Train, register and activate a model when age, drift or other features ask for it."
-    if late := overdue():
-        return late
     here = load(settings)
+    if late := overdue(here, "tradenb train"):
+        return late
     with watched(here, "train", "tradenb train"), at_work(here):
         due = upkeep.training_due(here)
         reason = why or due.reason
@@ -329,14 +334,14 @@ def reconcile(
     "Compare the books with the broker's while its market is open; fails when they differ."
     here = load(settings)
     try:
-        with at_work(here, patience_s=0):
+        with watched(here, "reconcile", "tradenb reconcile", but=days.Busy), at_work(here, patience_s=0):
             if closed := upkeep.market_closed(here):
                 return skipped(closed)
             with concurrency(BROKER, lease_duration=60):
                 answer = upkeep.reconcile(here)
     except days.Busy:
         return skipped("a run is at work, and compares the books itself")
-    return shown.show_books(answer)
+    return shown.show_books(answer)  # where they differ, the gateway has halted trading, and told of it
 
 
 @flow(name="maintenance", flow_run_name=named, validate_parameters=False)
@@ -345,7 +350,7 @@ def maintenance(
 ) -> Any:
     "Compact and vacuum the lake, copy the databases, remove old runs' pages, and renew the schedules."
     here = load(settings)
-    with at_work(here):
+    with watched(here, "maintenance", "prefect deployment run maintenance/" + here.run.strategy), at_work(here):
         ended = {
             job.__name__: chore.with_options(task_run_name=job.__name__)(job, here, return_state=True)
             for job in upkeep.CHORES
@@ -354,9 +359,9 @@ def maintenance(
         shown.show_chores(
             {name: one_line(what) if isinstance(what, Exception) else what for name, what in done.items()}
         )
-    for what in done.values():  # One that failed keeps no other from its turn
-        if isinstance(what, Exception):
-            raise what
+        for what in done.values():  # One that failed keeps no other from its turn
+            if isinstance(what, Exception):
+                raise what
     return done
 
 

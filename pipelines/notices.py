@@ -51,13 +51,24 @@ def telling(settings: Settings, engine: Engine, day: date) -> Iterator[None]:
 
 
 @contextmanager
-def watched(settings: Settings, name: str, again: str) -> Iterator[None]:
-    "Tell when a job beside the daily run fails within the block."
+def watched(
+    settings: Settings,
+    name: str,  # Of the flow
+    again: str,  # The command that does it by hand
+    but: type[Exception] | tuple[()] = (),  # An error that is none
+) -> Iterator[None]:
+    "Tell when something fails within the block that has no run to tell of."
     try:
         yield
     except Exception as error:
-        notifier_of(settings).post(job_failed(name, one_line(error), again))
+        if not isinstance(error, but):
+            tell_failed(settings, name, one_line(error), again)
         raise
+
+
+def tell_failed(settings: Settings, name: str, reason: str, again: str) -> None:
+    "Tell that a flow did not do what it was for."
+    notifier_of(settings).post(job_failed(name, reason, again))
 
 
 def ending(settings: Settings, engine: Engine, day: date) -> Message | None:

@@ -1,18 +1,21 @@
 "The flows between the days, and how a scheduler sees them, in this process on a real Prefect server."
 
+import json
 from collections.abc import Iterator
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
 
 import httpx
 import pytest
-from prefect import flow, task
+from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
 
 from pipelines import day as days
 from pipelines.flows import REPEATABLE, STAGES, daily, maintenance, prepared, reconcile, train, worth_repeating
 from pipelines.scheduler import server_of
+from tradenb.core import db
 from tradenb.core.errors import BrokerUnavailable, QualityError, ServiceUnavailable, SourceError, TradenbError
+from tradenb.core.notify import settle
 from tradenb.core.settings import Settings, load
 
 DAY = date(2020, 1, 3)
@@ -57,6 +60,24 @@ def test_what_happens_between_the_days_is_seen_in_the_scheduler(settings, told, 
     assert {"tradenb.db", "exchange.db", "mlflow.db"} == {file.name for file in (desk.root / "snapshots").rglob("*.db")}
     assert len(artifacts()["maintenance"]["data"]) > 10
     desk.check_books()
+
+
+def test_a_flow_that_could_not_do_what_it_is_for_tells_people(settings, told, desk, monkeypatch):
+    (desk.root / "snapshots").write_text("no folder")
+    assert maintenance(told, return_state=True).is_failed()
+    done = {row["job"]: row["what"] for row in json.loads(artifacts()["maintenance"]["data"])}
+    assert "snapshots" in done["snapshot"] and "schedule" in done["renew_schedules"]  # its turn came all the same
+
+    assert daily("2020-01-04", told, return_state=True).is_failed()  # a Saturday: there is no run to tell of
+
+    monkeypatch.setitem(vars(runtime.flow_run), "scheduled_start_time", datetime(2024, 1, 8, 14, tzinfo=UTC))
+    assert train(settings=told, return_state=True).name == "Missed"
+
+    assert settle(30)
+    messages = {row["title"]: row["body"] for row in desk.rows(db.notifications, kind="failure")}
+    assert set(messages) == {"maintenance FAILED", "daily FAILED", "train FAILED"}
+    assert "2020-01-04" in messages["daily FAILED"] and "again: tradenb paper-run" in messages["daily FAILED"]
+    assert "no worker took it that day" in messages["train FAILED"]
 
 
 def attempts(error: TradenbError, settings: Settings) -> int:

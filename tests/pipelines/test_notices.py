@@ -158,3 +158,9 @@ def test_a_job_that_fails_at_night_is_told(settings: Settings, engine: Engine) -
     with pytest.raises(FreshnessError), watched(settings, "train", "tradenb train"):
         raise FreshnessError("the newest session is 2024-01-04")
     assert said(engine) == [("failure", "train FAILED", "the newest session is 2024-01-04\nagain: tradenb train")]
+
+
+def test_an_error_that_is_none_is_not_told(settings: Settings, engine: Engine) -> None:
+    with pytest.raises(BrokerUnavailable), watched(settings, "reconcile", "tradenb reconcile", but=BrokerUnavailable):
+        raise BrokerUnavailable("somebody else is at it")
+    assert said(engine) == []
