@@ -7,7 +7,6 @@
 """
 
 import gc
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -26,12 +25,12 @@ from tradenb.core.db import connect, migrate
 from tradenb.core.errors import DependencyError, InputError
 from tradenb.core.notify import settle
 from tradenb.core.progress import say
-from tradenb.core.settings import SECRETS, Settings, load, variable
+from tradenb.core.settings import SECRETS, Settings, load
 from tradenb.core.web import GARBAGE
 from tradenb.trading import records
 from tradenb.trading.run import alone, default_trade_date
 from tradenb.trading.service import database_url
-from tradenb.trading.services import check_health, running
+from tradenb.trading.services import check_health, running, secrets_in_environment
 
 
 @dataclass(frozen=True)
@@ -278,22 +277,6 @@ def differing(settings: Settings) -> dict[str, Any]:
         for section, key in names
         if wanted[section][key] != usual[section][key] and f"{section}.{key}" not in SECRETS
     }
-
-
-@contextmanager
-def secrets_in_environment(settings: Settings) -> Iterator[None]:
-    "Within the block the environment has the secrets of `settings`: a flow's parameters are stored, and hold none."
-    secrets = {name: getattr(getattr(settings, name.split(".")[0]), name.split(".")[1]) for name in SECRETS}
-    told = {
-        variable(*name.split(".")): value.get_secret_value() for name, value in secrets.items() if value is not None
-    }
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 # ---- how it stands

@@ -7,11 +7,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipelines.day import NoSession, begun, choose_date, differing, secrets_in_environment, to_itself, todays_session
+from pipelines.day import NoSession, begun, choose_date, differing, to_itself, todays_session
 from tradenb.core.clock import SimulatedClock
 from tradenb.core.errors import InputError
 from tradenb.core.settings import load
 from tradenb.trading.run import start_run
+from tradenb.trading.services import secrets_in_environment
 
 
 def at(day: int, hour: int, minute: int = 0) -> datetime:
