@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SESSION', 'BARS', 'LOOK_BACK', 'UNIVERSE', 'LATE', 'SECTOR', 'HISTORY', 'session_bars', 'names_of', 'closes_of',
            'entries_since', 'deposited', 'day_tape', 'sectors_of', 'benchmark_name', 'benchmark_return', 'Measured',
-           'measure', 'snapshots', 'keep_pnl', 'pnl_of', 'by_cause', 'by_sector', 'history', 'causes_history']
+           'measure', 'keep_pnl', 'pnl_of', 'by_cause', 'by_sector', 'history', 'causes_history']
 
 # %% ../../nbs/trading/14_attribution.ipynb #d8af2364
 import os
@@ -39,8 +39,9 @@ from ..market.lake import Lake
 from ..portfolio.market import LIQUID_SESSIONS, SILENT, Known, tape
 from ..portfolio.market import Market as Tape
 from . import records
-from .pnl import AMOUNTS, CAUSES, COSTS, PNL, ZERO, AccountDay, SymbolDay, day_pnl
+from .pnl import AMOUNTS, CAUSES, PNL, ZERO, AccountDay, SymbolDay, day_pnl, towards
 from .run import Run
+from .snapshots import ACCOUNT, account_of, positions_of
 
 # %% ../../nbs/trading/14_attribution.ipynb #09c406e1
 SESSION = "session.parquet"  # In the run's folder
@@ -188,41 +189,25 @@ def measure(run: Run) -> Measured:
     before = records.last_done(run.engine, run.row.strategy, before=run.trade_date)
     since, bars = before.trade_date if before else None, session_bars(run)
     entries = entries_since(run.engine, since, run.trade_date)
-    start, end = (snapshots(run.engine, row.run_id) if row else [] for row in (before, run.row))
+    start, end = (positions_of(run.engine, row.run_id) if row else [] for row in (before, run.row))
     closes = {symbol: Decimal(repr(close)) for symbol, close in bars.select("symbol", "close").iter_rows()}
     sectors = sectors_of(run.lake.at(run.row.vintage), run.trade_date)
-    account = AccountDay(_kept(run.engine, before).equity, _kept(run.engine, run.row).equity, deposited(entries))
+    opening, closing = _kept(run.engine, before), _kept(run.engine, run.row)
+    account = AccountDay(opening["equity"], closing["equity"], deposited(entries))
     measured = Measured(account, day_pnl(start, end, entries, closes, sectors), _benchmark(run, bars, since))
     if before is None or not measured.unexplained:
         return measured
-    late = (
-        rounded(fold_account(entries_since(run.engine, None, before.trade_date)).cash) - _kept(run.engine, before).cash
-    )
+    late = rounded(fold_account(entries_since(run.engine, None, before.trade_date)).cash) - opening["cash"]
     return replace(measured, days=[*measured.days, SymbolDay(LATE, other=late)]) if late else measured
 
 
-def snapshots(engine: Engine, run_id: str) -> list[Mapping[str, Any]]:  # Rows of `position_snapshots`
-    "The positions as a run left them."
-    with engine.connect() as connection:
-        rows = connection.execute(select(position_snapshots).where(position_snapshots.c.run_id == run_id))
-        return [dict(row._mapping) for row in rows]
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    cash: Decimal = ZERO
-    equity: Decimal = ZERO
-
-
-def _kept(engine: Engine, row: Row[Any] | None) -> _Kept:
+def _kept(engine: Engine, row: Row[Any] | None) -> Mapping[str, Decimal]:
+    "The account at a run's close; nothing before the first run."
     if row is None:
-        return _Kept()
-    query = select(account_snapshots.c.cash, account_snapshots.c.equity).filter_by(run_id=row.run_id, moment="close")
-    with engine.connect() as connection:
-        kept = connection.execute(query).one_or_none()
-    if kept is None:
+        return dict.fromkeys(ACCOUNT, ZERO)
+    if not (kept := account_of(engine, row.run_id)):
         raise DataError(f"run {row.run_id} kept no account at its close: its reconciliation has not come to its end")
-    return _Kept(*kept)
+    return kept
 
 
 def _benchmark(run: Run, bars: pl.DataFrame, since: date | None) -> float | None:
@@ -262,7 +247,7 @@ def by_cause(
     frame: pl.DataFrame,  # `PNL`, of one run or of several
 ) -> dict[str, float]:  # Keys of `CAUSES`; USD, costs negative, adding up to the P&L
     "The P&L by its causes."
-    return {name: float(frame[name].sum()) * (-1 if name in COSTS else 1) for name in CAUSES}
+    return {name: float(frame[name].sum()) * towards(name) for name in CAUSES}
 
 
 SECTOR = ("start_value", "end_value", "realised", "unrealised", *CAUSES, "pnl")
@@ -324,5 +309,5 @@ def causes_history(
         query,
         pl.Schema({"trade_date": pl.Date, "run_id": pl.String} | dict.fromkeys((*CAUSES, "pnl"), pl.Float64)),
     )
-    sums = (pl.col(name).sum() * (-1 if name in COSTS else 1) for name in (*CAUSES, "pnl"))
+    sums = (pl.col(name).sum() * towards(name) for name in (*CAUSES, "pnl"))
     return rows.group_by("trade_date", "run_id").agg(*sums).sort("trade_date", "run_id")

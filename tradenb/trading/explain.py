@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'FEATURE', 'SEEN', 'SHOWN_SESSIONS', 'BARS', 'EVENT', 'FILL', 'BAR', 'ACTED', 'TOLD', 'BARS_SHOWN',
-           'SENT', 'LIFE', 'GOT', 'EARNED', 'parts_of', 'feature_table', 'contributions', 'Explanation', 'explain',
-           'sentences', 'verdict_of', 'page_of', 'weight_facts', 'size_facts', 'order_table', 'page_file']
+           'SENT', 'LIFE', 'GOT', 'EARNED', 'PAGE', 'parts_of', 'feature_table', 'contributions', 'Explanation',
+           'explain', 'sentences', 'verdict_of', 'page_of', 'weight_facts', 'size_facts', 'order_table', 'page_name',
+           'page_file', 'pages_in', 'address_of']
 
 # %% ../../nbs/trading/19_explain.ipynb #60d9eceb
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -485,6 +486,24 @@ def _pnl_blocks(told: Explanation) -> tuple[Block, ...]:
     return (waterfall(parts, "What it earned, by cause", "P&L", "pnl"),)
 
 
+PAGE = "explain_"  # How the names of such pages begin
+
+
+def page_name(symbol: str) -> str:
+    "What the page of a name is called, beside the other pages of its run."
+    return f"{PAGE}{''.join(c if c.isalnum() or c in '.-' else '_' for c in symbol)}.html"
+
+
 def page_file(folder: Path, symbol: str) -> Path:
     "Where the page of a name lies in the folder of a run."
-    return folder / f"explain_{''.join(c if c.isalnum() or c in '.-' else '_' for c in symbol)}.html"
+    return folder / page_name(symbol)
+
+
+def pages_in(folder: Path) -> frozenset[str]:
+    "What the pages are called that a run's folder has of single names."
+    return frozenset(path.name for path in folder.glob(f"{PAGE}*.html"))
+
+
+def address_of(symbol: str, pages: Container[str]) -> str | None:
+    "Where another page of the run finds that of a name; None when it is not among `pages`."
+    return name if (name := page_name(symbol)) in pages else None

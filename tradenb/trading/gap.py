@@ -23,7 +23,7 @@ from sqlalchemy import Engine, Row, delete, insert, select
 
 from ..core.calendar import sessions
 from ..core.clock import NEW_YORK
-from ..core.db import account_snapshots, denials, orders, run_gap, runs
+from ..core.db import denials, orders, run_gap, runs
 from ..core.errors import DataError
 from ..core.settings import Settings
 from ..execution.entries import Entry, Fill, rounded
@@ -37,9 +37,10 @@ from ..portfolio.market import Market as Tape
 from ..portfolio.sizing import PlannedOrder, plan_orders
 from ..portfolio.weights import context, normalise
 from . import records
-from .attribution import LOOK_BACK, day_tape, deposited, entries_since, session_bars, snapshots
+from .attribution import LOOK_BACK, day_tape, deposited, entries_since, session_bars
 from .orchestrator import Leg, read_plan
 from .run import Run
+from .snapshots import account_of, positions_of
 
 # %% ../../nbs/trading/15_gap.ipynb #abccdd81
 GAP_CAUSES = {
@@ -328,10 +329,8 @@ def day_of(run: Run, before: Row[Any] | None, bars: pl.DataFrame, research: pl.D
 
 def kept_standing(engine: Engine, run_id: str) -> Standing:
     "The account at a run's close, as it was kept."
-    query = select(account_snapshots.c.cash, account_snapshots.c.equity).filter_by(run_id=run_id, moment="close")
-    with engine.connect() as connection:
-        cash, equity = connection.execute(query).one()
-    return Standing(cash, equity, {row["symbol"]: row["qty"] for row in snapshots(engine, run_id)})
+    account, positions = account_of(engine, run_id), positions_of(engine, run_id)
+    return Standing(account["cash"], account["equity"], {row["symbol"]: row["qty"] for row in positions})
 
 # %% ../../nbs/trading/15_gap.ipynb #04d84390
 def said(day: Day, after: Books, troubles: Mapping[str, str]) -> dict[str, str]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ZERO', 'CASH', 'Held', 'SHARES_FOR_CASH', 'FLOWS', 'COSTS', 'CAUSES', 'AMOUNTS', 'PNL', 'SymbolDay', 'realised_by',
-           'in_kind', 'moved_in_kind', 'day_pnl', 'flows', 'by_cause', 'pnl_frame', 'AccountDay']
+           'in_kind', 'moved_in_kind', 'towards', 'day_pnl', 'flows', 'by_cause', 'pnl_frame', 'AccountDay']
 
 # %% ../../nbs/trading/13_pnl.ipynb #155cc4de
 from collections.abc import Iterable, Mapping
@@ -99,6 +99,11 @@ FLOWS = {"dividend": "dividends", "borrow": "borrow", "fee": "fees"}  # Kinds of
 COSTS = frozenset({"borrow", "fees"})  # Columns that are positive when paid
 
 
+def towards(name: str) -> int:
+    "1 for a column that adds to the P&L, -1 for a cost."
+    return -1 if name in COSTS else 1
+
+
 def day_pnl(
     before: Iterable[Held],  # Positions at the previous close
     after: Iterable[Held],  # Positions at this close
@@ -146,7 +151,7 @@ def flows(
             sums["bought" if entry.amount < 0 else "sold"] += abs(entry.amount)
         else:
             name = FLOWS.get(entry.kind, "other")
-            sums[name] += -entry.amount if name in COSTS else entry.amount
+            sums[name] += towards(name) * entry.amount
     return sums
 
 # %% ../../nbs/trading/13_pnl.ipynb #7894966c
@@ -165,8 +170,7 @@ def by_cause(
 ) -> dict[str, Decimal]:  # Keys of `CAUSES`; USD, adding up to the P&L, so that costs are negative
     "The P&L of all names by its causes."
     days = list(days)
-    sums = {name: sum((getattr(day, name) for day in days), ZERO) for name in CAUSES}
-    return {name: -value if name in COSTS else value for name, value in sums.items()}
+    return {name: towards(name) * sum((getattr(day, name) for day in days), ZERO) for name in CAUSES}
 
 # %% ../../nbs/trading/13_pnl.ipynb #bd54fbd5
 AMOUNTS = ("start_value", "end_value", "bought", "sold", "realised", "unrealised", "holding", "trading", "dividends", "borrow", "other", "fees", "pnl")  # fmt: skip

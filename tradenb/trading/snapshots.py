@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'T', 'ACCOUNT', 'POSITION', 'order_frame', 'event_frame', 'count_fills', 'priced', 'unpriced', 'keep_account',
-           'kept_account', 'keep_positions']
+           'kept_account', 'account_of', 'keep_positions', 'positions_of']
 
 # %% ../../nbs/trading/12_snapshots.ipynb #ac51766b
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 import polars as pl
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import Engine, delete, func, insert, select
 
 from ..core.clock import sleep
 from ..core.db import account_snapshots, fills, order_events, orders, position_snapshots, run_signals
@@ -120,8 +120,13 @@ def keep_account(run: Run, moment: str) -> dict[str, Decimal]:
 
 def kept_account(run: Run, moment: str) -> dict[str, Decimal]:
     "The account as this run kept it at `moment`; empty when it did not."
-    wanted = select(*(account_snapshots.c[name] for name in ACCOUNT)).filter_by(run_id=run.run_id, moment=moment)
-    with run.engine.connect() as connection:
+    return account_of(run.engine, run.run_id, moment)
+
+
+def account_of(engine: Engine, run_id: str, moment: str = "close") -> dict[str, Decimal]:  # USD by names of `ACCOUNT`
+    "The account as any run kept it; empty when it did not."
+    wanted = select(*(account_snapshots.c[name] for name in ACCOUNT)).filter_by(run_id=run_id, moment=moment)
+    with engine.connect() as connection:
         row = connection.execute(wanted).one_or_none()
     return dict(row._mapping) if row else {}
 
@@ -139,3 +144,10 @@ def keep_positions(run: Run) -> list[dict[str, Any]]:
         if rows:
             connection.execute(insert(position_snapshots), rows)
     return rows
+
+
+def positions_of(engine: Engine, run_id: str) -> list[dict[str, Any]]:  # rows of `position_snapshots`
+    "The positions as a run left them."
+    with engine.connect() as connection:
+        rows = connection.execute(select(position_snapshots).where(position_snapshots.c.run_id == run_id))
+        return [dict(row._mapping) for row in rows]

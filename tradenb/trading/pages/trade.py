@@ -36,6 +36,7 @@ from tradenb.core.report import (
     tiles,
 )
 from ..attribution import closes_of
+from ..explain import address_of, pages_in
 from tradenb.trading.pages.common import (
     STATUS,
     Finding,
@@ -77,7 +78,7 @@ class TradePage:
     traded: Traded
     orders: pl.DataFrame  # From `with_costs`
     capital: float  # USD
-    explained: frozenset[str] = frozenset()  # Names that have a page of their own in the run's folder
+    explained: frozenset[str] = frozenset()  # Pages of single names in the run's folder
 
     @property
     def counts(self) -> dict[str, int]:
@@ -136,9 +137,8 @@ def _total(orders: pl.DataFrame, name: str) -> float:
 
 def page_of(run: Run, traded: Traded) -> TradePage:
     "The day's orders with their costs."
-    explained = {path.stem.removeprefix("explain_") for path in run.folder.glob("explain_*.html")}
     costs = with_costs(ended_in_part(traded.orders), closes_of(run))
-    return TradePage(traded, costs, float(run.row.capital), frozenset(explained))
+    return TradePage(traded, costs, float(run.row.capital), pages_in(run.folder))
 
 
 def ended_in_part(orders: pl.DataFrame) -> pl.DataFrame:
@@ -455,7 +455,7 @@ def orders_table(page: TradePage, most: int = 60) -> Block:
     rows = rows.with_columns(pl.col("status").map_elements(status_name, pl.String), pl.col("side").str.to_titlecase())
     shown = ORDER | (REASON if rows["reason"].drop_nulls().str.len_chars().sum() else {})
     fine, caption = {STATUS["filled"], STATUS["dry_run"]}, "Orders" + (GONE if rows["close"].null_count() else "")
-    address = lambda row: f"explain_{row['symbol']}.html" if row["symbol"] in page.explained else None
+    address = lambda row: address_of(row["symbol"], page.explained)
     return columns(
         rows, shown, caption, lambda row: None if row["status"] in fine else "bad", most, {"symbol": address}
     )
