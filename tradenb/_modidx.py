@@ -6260,7 +6260,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'tradenb.trading.alerts.AlertGroup': ( 'trading/alerts.html#alertgroup',
                                                                                'tradenb/trading/alerts.py'),
                                         'tradenb.trading.alerts.body_of': ('trading/alerts.html#body_of', 'tradenb/trading/alerts.py'),
-                                        'tradenb.trading.alerts.key_check': ('trading/alerts.html#key_check', 'tradenb/trading/alerts.py'),
                                         'tradenb.trading.alerts.message_of': ( 'trading/alerts.html#message_of',
                                                                                'tradenb/trading/alerts.py'),
                                         'tradenb.trading.alerts.mount': ('trading/alerts.html#mount', 'tradenb/trading/alerts.py'),

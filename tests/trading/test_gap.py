@@ -1,7 +1,7 @@
 "Whatever the books hold, the gap is explained to the last digit, and by the cause that made it."
 
 from dataclasses import replace
-from datetime import date, datetime, time
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from functools import cache
 
@@ -42,6 +42,7 @@ from tradenb.trading.gap import (
     read_books,
     said,
     telescoped,
+    troubles_of,
     walked,
 )
 
@@ -251,3 +252,17 @@ def test_a_run_that_was_not_measured_has_no_gap_to_show(engine):
     keep_gap(engine, "day", date(2024, 1, 8), telescoped(flat, flat), flat, dict.fromkeys((*STEPS, PAPER), ""))
     assert gap_history(engine, "s").row(0)[2:] == (0.0,) * 9
     assert gap_history(engine, "s", date(2024, 1, 7)).is_empty()
+
+
+def test_why_an_order_did_not_fill_is_said_wherever_it_was_written_down(engine):
+    planned = dict(run_id="r", leg=0, current_qty=0, target_qty=1, target_weight=0.1, reason="open")
+    denied = dict(
+        at=datetime(2024, 1, 8, tzinfo=UTC), trade_date=date(2024, 1, 8), run_id="r", strategy="s", side="buy"
+    )
+    denied |= dict(client_order_id="1" * 32, symbol="DENIED", code="PRICE_COLLAR", detail="", numbers={}, request={})
+    with engine.begin() as connection:
+        for symbol, why in (("INVALID", "qty 0.5: whole shares"), ("DENIED", "PRICE_COLLAR: price=9"), ("FINE", None)):
+            connection.execute(insert(db.run_signals), planned | dict(symbol=symbol, refused=why))
+        connection.execute(insert(db.denials), denied)
+    assert troubles_of(engine, "r") == {"INVALID": "refused: qty 0.5: whole shares", "DENIED": "denied: PRICE_COLLAR"}
+    assert troubles_of(engine, "another") == {}

@@ -112,16 +112,26 @@ def _bug(error: Exception) -> Response:
 # %% ../../nbs/core/07_web.ipynb #d9c5a420
 def require_key(
     expected: str | None,  # The service's key; `None` refuses every change
+    bearer: bool = False,  # It may also come as `Authorization: Bearer`, from senders that know no other header
 ) -> Any:  # A FastAPI dependency
-    "Refuse a request that does not carry `expected` as `X-API-Key`."
+    "Refuse a request that does not carry `expected` as `X-API-Key`: 401, or 403 where no key is configured."
+    names = "X-API-Key, or the bearer token," if bearer else "X-API-Key"
 
-    async def check(x_api_key: str = Header(default="", alias="X-API-Key")) -> None:
+    def check(given: str) -> None:
         if not expected:
             raise HTTPException(403, "this service has no API key configured, so nothing can be changed through it")
-        if not hmac.compare_digest(x_api_key.encode(), expected.encode()):
-            raise HTTPException(401, "X-API-Key is missing or wrong")
+        if not hmac.compare_digest(given.encode(), expected.encode()):
+            raise HTTPException(401, f"{names} is missing or wrong")
 
-    return Depends(check)
+    async def key(x_api_key: str = Header(default="", alias="X-API-Key")) -> None:
+        check(x_api_key)
+
+    async def key_or_bearer(
+        x_api_key: str = Header(default="", alias="X-API-Key"), authorization: str = Header(default="")
+    ) -> None:
+        check(x_api_key or authorization.removeprefix("Bearer "))
+
+    return Depends(key_or_bearer if bearer else key)
 
 # %% ../../nbs/core/07_web.ipynb #86f3a2ec
 def template(scope: Any) -> str:

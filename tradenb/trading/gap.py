@@ -23,7 +23,7 @@ from sqlalchemy import Engine, Row, delete, insert, select
 
 from ..core.calendar import sessions
 from ..core.clock import NEW_YORK
-from ..core.db import denials, orders, run_gap, runs
+from ..core.db import denials, orders, run_gap, run_signals, runs
 from ..core.errors import DataError
 from ..core.settings import Settings
 from ..execution.entries import Entry, Fill, rounded
@@ -392,10 +392,13 @@ def changes(one: Mapping[str, Decimal], other: Mapping[str, Decimal]) -> dict[st
 def troubles_of(engine: Engine, run_id: str) -> dict[str, str]:  # by symbol
     "What became of the run's orders that did not fill."
     told = select(orders.c.symbol, orders.c.status).where(orders.c.run_id == run_id, orders.c.status != "filled")
-    refused = select(denials.c.symbol, denials.c.code).where(denials.c.run_id == run_id)
+    denied = select(denials.c.symbol, denials.c.code).where(denials.c.run_id == run_id)
+    left = (run_signals.c.run_id == run_id) & run_signals.c.refused.is_not(None)
+    refused = select(run_signals.c.symbol, run_signals.c.refused).where(left)
     with engine.connect() as connection:
         found = {symbol: status.replace("_", " ") for symbol, status in connection.execute(told)}
-        return found | {symbol: f"denied: {code}" for symbol, code in connection.execute(refused)}
+        found |= {symbol: f"refused: {why}" for symbol, why in connection.execute(refused)}
+        return found | {symbol: f"denied: {code}" for symbol, code in connection.execute(denied)}
 
 # %% ../../nbs/trading/15_gap.ipynb #7db0a97f
 def measure_gap(run: Run, research: pl.DataFrame | None = None) -> dict[str, Decimal]:  # as `telescoped`
