@@ -409,7 +409,7 @@ _CHANGES = ("status", "broker_order_id", "filled_qty", "filled_avg_price", "reas
 _LEASE = ("lease_owner", "lease_until")
 SAVE = Prepared(
     update(db.orders)
-    .where(_O.client_order_id == bindparam("name"), _O.status == bindparam("was"))
+    .where(_O.client_order_id == bindparam("name"), _O.status.is_not_distinct_from(bindparam("was")))
     .values({name: bindparam(f"new_{name}") for name in _CHANGES + _LEASE})
 )
 SAVE_WITH_EVENTS = Both(SAVE, ADD_EVENTS)

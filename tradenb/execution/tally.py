@@ -146,18 +146,19 @@ class Sums:
 
 # %% ../../nbs/execution/09_tally.ipynb #7620db5b
 _OPEN = [status.value for status in OrderStatus if status not in FINAL]
+_event_id, _BEYOND = db.order_events.c.id, 2**62
 _EVENTS = Prepared(
-    select(db.order_events.c.id.label("event_id"), *_COLUMNS)
+    select(_event_id.label("event_id"), *_COLUMNS)
     .join(db.orders, _ORDERS.client_order_id == db.order_events.c.client_order_id)
-    .where(db.order_events.c.id > bindparam("settled"), _ORDERS.dry_run == bindparam("dry_run"))
-    .order_by(db.order_events.c.id)
+    .where(_event_id > bindparam("settled"), _event_id < _BEYOND, _ORDERS.dry_run == bindparam("dry_run"))
+    .order_by(_event_id)
 )
 _BY_NAME = select(*_COLUMNS).where(_ORDERS.client_order_id.in_(bindparam("names", expanding=True)))
 _ALL = select(*_COLUMNS).where(
     _ORDERS.dry_run == bindparam("dry_run"),
     or_(_ORDERS.status.in_(_OPEN), _ORDERS.created_at > bindparam("since"), _ORDERS.trade_date >= bindparam("today")),
 )
-_NEWEST = select(func.max(db.order_events.c.id))
+_NEWEST = select(func.max(_event_id))
 LOOKS = 5000  # after so many everything is counted afresh
 UNSURE = 200  # newest events that a fresh count does not take as settled
 
