@@ -254,7 +254,6 @@ def write_frame(frame: pl.DataFrame, file: Path) -> None:
     }
     if file.suffix.lower() not in writers:
         raise InputError(f"{file}: an answer is written as .csv, .parquet or .json")
-    file.parent.mkdir(parents=True, exist_ok=True)
     writers[file.suffix.lower()]()
 
 

@@ -14,7 +14,7 @@ from pipelines.day import to_itself
 from pipelines.lake import newest_session
 from tradenb.core.clock import Clock, SystemClock
 from tradenb.core.db import connect, migrate
-from tradenb.core.errors import ConfigError, QualityError
+from tradenb.core.errors import ConfigError, InputError, QualityError
 from tradenb.core.progress import say
 from tradenb.core.settings import Settings, variable
 from tradenb.core.web import Server, serve_forever
@@ -67,12 +67,16 @@ def train_now(settings: Settings, as_of: date | None, why: str) -> tuple[Any, di
     from tradenb.trading.modelling import register_training, survivorship_of, train_model
 
     with to_itself(settings.root):
-        lake, engine = open_lake(settings), migrate(connect(database_url(settings)))
-        day, vintage = as_of or newest_session(lake), lake.vintage()
-        view, registry = lake.at(vintage), open_registry(settings, engine)
-        result = train_model(settings, view, day, settings.market.symbols)
+        lake = open_lake(settings)
+        vintage = lake.vintage()
+        view = lake.at(vintage)
+        newest = newest_session(view)
+        if as_of is not None and as_of > newest:
+            raise InputError(f"{as_of} lies beyond the lake, which ends with {newest}: `tradenb etl` takes in more")
+        registry = open_registry(settings, migrate(connect(database_url(settings))))
+        result = train_model(settings, view, as_of or newest, settings.market.symbols)
         card = ModelCard(vintage, settings.hash, records.code_version(), survivorship=survivorship_of(view))
-        version, _ = register_training(settings, registry, view, result, card, newest_session(view), why)
+        version, _ = register_training(settings, registry, view, result, card, newest, why)
         return registry.activate(version, who="tradenb train", why=why), result.metrics
 
 

@@ -4,34 +4,28 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from tradenb.cli.main import run
+from tradenb.cli.day import write_json
+from tradenb.cli.main import app, run
 from tradenb.cli.options import date_of, settings_from
 from tradenb.cli.screen import describe
 from tradenb.core.errors import ConfigError, InputError
 
 PROJECT = Path(__file__).resolve().parents[1]
-GROUPS = {
-    "lake": ("status", "vintages", "revisions", "compact", "vacuum"),
-    "lake export": ("qlib", "parquet"),
-    "quarantine": ("list", "release"),
-}
-COMMANDS = (
-    "paper-run",
-    "backfill",
-    "backtest",
-    "search",
-    "etl",
-    "train",
-    "signals",
-    "sql",
-    "universe",
-    "serve",
-    "runs",
-)
-EVERY = [(name,) for name in COMMANDS] + [(*group.split(), name) for group, names in GROUPS.items() for name in names]
+
+
+def words_of(command: Any, said: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    "Every command below this one, in the words that one types."
+    below = getattr(command, "commands", {})
+    return [words for name, one in below.items() for words in words_of(one, (*said, name))] if below else [said]
+
+
+EVERY = words_of(typer.main.get_command(app))
+COMMANDS = sorted({words[0] for words in EVERY})
 HEAVY = ("mlflow", "prefect", "great_expectations", "lightgbm", "polars", "duckdb", "deltalake", "alpaca", "matplotlib", "sklearn",
          "fastapi")  # fmt: skip
 
@@ -58,7 +52,7 @@ print("LOADED", sorted(set({HEAVY!r}) & set(sys.modules)))
 def test_the_installed_command_lists_every_command_and_exits_with_0():
     command = Path(sys.executable).with_name("tradenb")
     done = subprocess.run([command, "--help"], cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert [name for name in (*COMMANDS, "lake", "quarantine") if not re.search(rf"\b{name}\b", done.stdout)] == []
+    assert [name for name in COMMANDS if not re.search(rf"\b{name}\b", done.stdout)] == []
     assert done.stderr == ""
 
 
@@ -107,3 +101,11 @@ def test_only_iso_dates_are_dates(text):
 @pytest.mark.parametrize("stage", ["etl", "train", "signals", "trade", "reconcile", "report"])
 def test_a_stage_that_has_nothing_to_tell_yet_is_described_by_nothing(stage):
     assert describe(stage, {}) == ""
+
+
+def test_a_result_that_cannot_be_written_is_said_in_words(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"day\.json cannot be written: (Not a directory|File exists)"):
+        write_json(tmp_path / "file" / "day.json", {})
+    write_json(tmp_path / "new" / "day.json", {"day": 1})
+    assert (tmp_path / "new" / "day.json").read_text() == '{\n "day": 1\n}\n'

@@ -284,6 +284,17 @@ def test_a_row_that_does_not_wait_cannot_be_let_go(tell: Tell, own: Path) -> Non
     assert tell("quarantine", "release", SPLITS, str(LAST))[0] == 3
 
 
+def test_a_training_or_a_backfill_beyond_what_there_is_is_refused_before_anything_starts(tell: Tell, own: Path) -> None:
+    here = ("--set", f"core.root={own}")
+    for asked, says in (
+        (("train", "--date", "2031-01-02"), f"2031-01-02 lies beyond the lake, which ends with {LAST}"),
+        (("backfill", "--from", "2019-06-08", "--to", "2019-06-09"), "no session between"),
+    ):
+        code, _, err = tell(*asked, *here)
+        assert (code, len(err)) == (3, 1) and says in err[0]
+    assert not (own / "prefect").exists()  # a scheduler's home
+
+
 # Taking in again
 
 

@@ -27,7 +27,7 @@ from tradenb.cli.options import (
     parse_day,
     settings_from,
 )
-from .screen import console, describe, live, show_frame
+from .screen import console, describe, into_file, live, show_frame
 
 if TYPE_CHECKING:
     from pipelines.day import DayResult
@@ -105,8 +105,8 @@ def show_health(answers: dict[str, dict[str, Any]], trade_date: date, output: Pa
 def write_json(file: Path | None, value: Any) -> None:
     "Write `value` as JSON when a file was asked for."
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+        with into_file(file):
+            file.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
 
 # %% ../../nbs/cli/03_day.ipynb #004875ef
 @commands.command(rich_help_panel=DAY)
@@ -121,7 +121,7 @@ def backfill(
     verbose: Verbose = False,
 ) -> None:
     "Run many sessions one after the other, each as a day of its own."
-    from pipelines.day import desk, run_days
+    from pipelines.day import desk, run_days, tradable
     from tradenb.core.tracing import observe
 
     settings = settings_from(overrides, market__symbols=symbols, portfolio__capital=capital, market__source=source)
@@ -132,11 +132,13 @@ def backfill(
         results.append(result)
         show_line(result)
 
-    try:
-        with live(verbose), desk(settings):
-            run_days(settings, first, last, told)
-    finally:
-        write_json(output, [asdict(done) for done in results])
+    with live(verbose):
+        tradable(settings, first, last)  # before a scheduler is started for nothing
+        try:
+            with desk(settings):
+                run_days(settings, first, last, told)
+        finally:
+            write_json(output, [asdict(done) for done in results])
     console().print(f"{len(results)} sessions; index {settings.root / 'runs' / 'index.html'}")
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import SERVICES, Set, settings_from
-from .screen import console, into_pipe
+from .screen import console, into_file, into_pipe
 
 if TYPE_CHECKING:
     import polars as pl
@@ -178,11 +178,11 @@ def print_metrics(
     text = metrics_of(settings_from(overrides))
     if output is None:
         return into_pipe(text)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draft = output.with_name(f".{output.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.chmod(0o644)
-    draft.replace(output)
+    with into_file(output):
+        draft = output.with_name(f".{output.name}.{os.getpid()}")
+        draft.write_text(text, encoding="utf-8")
+        draft.chmod(0o644)
+        draft.replace(output)
 
 
 def metrics_of(settings: "Settings") -> str:
