@@ -13,7 +13,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -153,6 +153,11 @@ def started(root: Path) -> list[Started]:
     return [Started(**row) for row in json.loads(note(root).read_text())] if note(root).exists() else []
 
 
+def remember(root: Path, running: Sequence[Started]) -> None:
+    "Write down what was started, for whoever is to stop it."
+    note(root).write_text(json.dumps([asdict(process) for process in running]))
+
+
 def alive(process: Started) -> bool:
     "Does this very process still run?"
     try:
@@ -227,7 +232,7 @@ def up(settings: Settings, console: Console) -> None:
                 if program.prepare:
                     program.prepare()
                 running.append(launch(program, root))
-                note(root).write_text(json.dumps([asdict(process) for process in running]))
+                remember(root, running)
                 wait(program, running[-1], root)
     except BaseException:
         stop(root)
