@@ -39,7 +39,7 @@ from tradenb.portfolio.optimiser import MeanVariance
 from tradenb.portfolio.sizing import size_orders
 from tradenb.portfolio.weights import LongOnly, LongShort, RankWeighted, normalise
 from tradenb.trading.orchestrator import before_session
-from tradenb.trading.service import day_orders
+from tradenb.trading.planning import day_orders
 
 few = settings(max_examples=25)
 COSTLY = Costs(0.005, 1.0, 2.0, 1.0, 1.5, 0.5, 0.02, 0.03)

@@ -19,8 +19,8 @@ from tradenb.models.training import TrainingConfig, train
 from tradenb.signals.reader import MarketReader
 from tradenb.trading import records
 from tradenb.trading.orchestrator import Leg, keep_plan
+from tradenb.trading.planning import learnt_of, plan_day
 from tradenb.trading.replay import Unwired
-from tradenb.trading.service import learnt_of, plan_day
 
 AS_OF, TRADED = date(2023, 6, 30), date(2023, 7, 3)
 PROJECT = Path(__file__).resolve().parents[2]

@@ -34,7 +34,7 @@ from ..signals.service import GenerateRequest, rule, told
 from . import records
 from .clients import Question
 from .orchestrator import Leg, plan_digest, read_plan, written
-from .service import DayPlan, plan_day
+from .planning import DayPlan, plan_day
 
 # %% ../../nbs/trading/18_replay.ipynb #e965bed2
 def recorded_settings(

@@ -4,16 +4,14 @@
 
 # %% auto #0
 __all__ = ['NOT_SENT', 'Owner', 'Status', 'Offset', 'BASE', 'RunRequest', 'SignalMapping', 'RunAnswer', 'RunPage', 'Desk',
-           'secret', 'database_url', 'plan_run', 'DayPlan', 'plan_day', 'learnt_of', 'day_orders', 'turn', 'run_day',
-           'run_spec', 'fates', 'answer_of', 'open_day', 'require_fates', 'settle_day', 'work_router', 'runs_router',
-           'page_of', 'create_app', 'without_database']
+           'secret', 'database_url', 'plan_run', 'turn', 'run_day', 'run_spec', 'fates', 'answer_of', 'open_day',
+           'require_fates', 'settle_day', 'work_router', 'runs_router', 'page_of', 'create_app', 'without_database']
 
 # %% ../../nbs/trading/07_service.ipynb #b0633b1c
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -32,9 +30,7 @@ from ..core.db import connect, default_url, migrate
 from ..core.errors import BrokerUnavailable, DependencyError, RunFailed, one_line
 from ..core.logs import current_trace_id, get_logger, new_trace_id
 from ..core.settings import Settings
-from ..market.lake import Lake, open_lake
-from ..portfolio.limits import Limits, limit
-from ..portfolio.sizing import PlannedOrder, plan_orders
+from ..market.lake import open_lake
 from . import alerts, records
 from .clients import OWNER, ExchangeClient, ExecutionClient, SignalsClient
 from .gauges import numbers
@@ -42,29 +38,23 @@ from .leases import holding, name_of, this_process
 from tradenb.trading.orchestrator import (
     REFUSED,
     UNKNOWN,
-    Before,
     Leg,
     Market,
     RealMarket,
     Sent,
-    Signalling,
     SimulatedMarket,
-    ask_signals,
-    before_session,
-    book_of,
     came_to,
     holdings,
     keep_plan,
     keep_refusals,
-    make_plan,
     order_body,
-    plan_digest,
     read_plan,
     refusals,
     send_plan,
     verdict,
     wait_until_final,
 )
+from .planning import learnt_of, plan_day
 
 # %% ../../nbs/trading/07_service.ipynb #39bcb25e
 class RunRequest(BaseModel):
@@ -157,68 +147,12 @@ def database_url(settings: Settings) -> str:
     "The state database: the one named by the environment, else SQLite below the root."
     return secret(settings.core.database_url) or default_url(settings.root)
 
-# %% ../../nbs/trading/07_service.ipynb #d8011fd8
+# %% ../../nbs/trading/07_service.ipynb #47b45e48
 def plan_run(desk: Desk, row: Row[Any]) -> list[Leg]:
     "The plan of a run that has none yet, stored before it is returned."
     positions, view = holdings(desk.execution), desk.lake.at(row.vintage or desk.lake.vintage())
     day = plan_day(desk.settings, row, view, desk.signals, positions)
     return keep_plan(desk.engine, row.run_id, day.plan, learnt_of(desk.settings, view, positions, day))
-
-
-@dataclass(frozen=True)
-class DayPlan:
-    "A day's plan, and what it was made of."
-
-    answer: Mapping[str, Any]  # of the signal service
-    before: Before
-    plan: list[Leg]
-
-    @property
-    def model_version(self) -> str:
-        return str(self.answer["metadata"]["model_version"])
-
-    @property
-    def digests(self) -> dict[str, Any]:
-        "What stands for model, features, predictions, weights and the plan."
-        return (self.answer["metadata"].get("digests") or {}) | {"plan": plan_digest(self.plan)}
-
-
-def plan_day(
-    settings: Settings,
-    row: Row[Any],  # of the run
-    view: Lake,  # at the vintage to plan from
-    signals: Signalling,
-    positions: Mapping[str, Decimal],  # signed shares
-) -> DayPlan:
-    "The plan of a session, of what is given alone: the same again, for whoever asks with the same."
-    before = before_session(view, row.trade_date)
-    held = before.held(positions, row.capital)
-    answer = ask_signals(signals, settings.portfolio, row, held, view.vintage())
-    planned = day_orders(settings, row.capital, answer, before, positions)
-    return DayPlan(answer, before, make_plan(planned, row.strategy, row.trade_date, settings.execution.trade_at))
-
-
-def learnt_of(
-    settings: Settings, view: Lake, positions: Mapping[str, Decimal], day: DayPlan
-) -> dict[str, Any]:  # columns of the run's row
-    "What a plan was made of, as the run keeps it."
-    made_of = {"settings": settings.effective, "positions": {s: f"{q:f}" for s, q in positions.items()}}
-    return {"vintage": view.vintage(), "model_version": day.model_version, "digests": made_of | day.digests}
-
-
-def day_orders(
-    settings: Settings,
-    capital: Decimal,
-    answer: Mapping[str, Any],  # of the signal service
-    before: Before,
-    positions: Mapping[str, Decimal],  # signed shares
-) -> list[PlannedOrder]:
-    "What to do about every name: the weights wanted, within the limits, as orders."
-    limits, book = Limits.of(settings.portfolio), book_of(answer)
-    around = before.context(book["symbol"].to_list(), before.held(positions, capital))
-    limited, cuts = limit(book, around, limits, capital)
-    most = Decimal(str(limits.max_position_share))
-    return plan_orders(limited, cuts, around, before.prices, positions, capital, most, settings.portfolio.fractional)
 
 # %% ../../nbs/trading/07_service.ipynb #f30cd669
 @contextmanager
