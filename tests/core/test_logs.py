@@ -7,18 +7,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-import pytest
-import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.logged import lines
 from tradenb.core import logs
 from tradenb.core.clock import SimulatedClock, SystemClock
 from tradenb.core.errors import InputError
@@ -30,24 +27,6 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
     max_leaves=8,
 )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    "Logs of this test go here, and nowhere afterwards."
-    before = structlog.get_config()
-    logs.configure("tests", tmp_path / "logs", "DEBUG")
-    yield tmp_path / "logs"
-    logs._log.file.close()
-    logs._log = None
-    root = logging.getLogger()
-    for handler in [h for h in root.handlers if h.get_name() == "tradenb"]:
-        root.removeHandler(handler)
-    structlog.configure(**before)
-
-
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in file.read_bytes().splitlines()]
 
 
 @given(said=st.dictionaries(st.text(), anything, max_size=4))
@@ -68,28 +47,28 @@ def test_secrets_are_masked_at_any_depth(secret, depth):
     assert b"hunter2" not in logs.as_line(logs.to_schema("info", {"event": "x", "said": said}, ""))
 
 
-def test_what_is_bound_stays_within_its_thread_and_goes_along_with_a_copied_context(folder):
+def test_what_is_bound_stays_within_its_thread_and_goes_along_with_a_copied_context(log_folder):
     with logs.bind(trace_id="a" * 32), ThreadPoolExecutor(1) as pool:
         alone = pool.submit(logs.current_trace_id).result()
         along = pool.submit(copy_context().run, logs.current_trace_id).result()
     assert (alone, along, logs.current_trace_id()) == (None, "a" * 32, None)
 
 
-def test_libraries_and_bugs_speak_in_the_same_schema(folder):
+def test_libraries_and_bugs_speak_in_the_same_schema(log_folder):
     try:
         raise RuntimeError("broken")
     except RuntimeError:
         logging.getLogger("somebody").exception("it %s", "failed")
         logs.get_logger("execution").exception("turn_crashed")
     logging.getLogger("somebody").info("not worth a line")
-    library, ours = lines(folder)
+    library, ours = lines(log_folder)
     assert [tuple(line) for line in (library, ours)] == [logs.SCHEMA] * 2
     assert (library["event"], library["context"]["message"]) == ("message", "it failed")
     assert all("RuntimeError: broken" in line["context"]["exception"] for line in (library, ours))
     assert (ours["level"], ours["service"]) == ("error", "execution")
 
 
-def test_threads_write_whole_lines_and_all_are_counted(folder):
+def test_threads_write_whole_lines_and_all_are_counted(log_folder):
     before = logs.counts().get(("tests", "info"), 0)
 
     def many(number: int) -> None:
@@ -101,8 +80,8 @@ def test_threads_write_whole_lines_and_all_are_counted(folder):
         thread.start()
     for thread in threads:
         thread.join()
-    found = {(line["context"]["number"], line["context"]["n"]) for line in lines(folder)}
-    assert len(found) == 1600 == len(lines(folder))
+    found = {(line["context"]["number"], line["context"]["n"]) for line in lines(log_folder)}
+    assert len(found) == 1600 == len(lines(log_folder))
     assert logs.counts()["tests", "info"] - before == 1600
 
 
@@ -161,19 +140,19 @@ def test_a_full_disk_costs_lines_and_no_work(tmp_path):
     assert ask(tmp_path, Question())["context"].to_list() == ['{"n":0}', '{"n":4}']
 
 
-def test_a_new_day_is_a_new_file_and_logs_can_be_sent_elsewhere(tmp_path, folder):
+def test_a_new_day_is_a_new_file_and_logs_can_be_sent_elsewhere(tmp_path, log_folder):
     clock = SimulatedClock(datetime(2024, 1, 8, 23, 59, 59, tzinfo=UTC))
     logs.configure("execution", tmp_path / "desk", clock=clock)
     logs.get_logger().info("evening")
     clock.advance(timedelta(seconds=2))
     logs.get_logger().info("night")
-    logs.configure("tests", folder)
+    logs.configure("tests", log_folder)
     logs.get_logger().info("elsewhere")
     assert [p.name for p in sorted((tmp_path / "desk").iterdir())] == [
         "execution-2024-01-08.jsonl",
         "execution-2024-01-09.jsonl",
     ]
-    assert [line["event"] for line in lines(folder)] == ["elsewhere"]
+    assert [line["event"] for line in lines(log_folder)] == ["elsewhere"]
 
 
 # ---- questions
@@ -239,18 +218,18 @@ def test_asked_and_followed_are_the_lines_that_are_meant(tmp_path_factory, said,
         assert found["timestamp"].is_sorted()
 
 
-def test_only_the_newest_are_given_where_so_many_are_asked_for(folder):
+def test_only_the_newest_are_given_where_so_many_are_asked_for(log_folder):
     for n in range(5):
         logs.get_logger().info("said", n=n)
-    assert [json.loads(c)["n"] for c in ask(folder, Question(), newest=2)["context"]] == [3, 4]
+    assert [json.loads(c)["n"] for c in ask(log_folder, Question(), newest=2)["context"]] == [3, 4]
 
 
-def test_files_of_days_before_are_not_even_opened(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "execution-2020-01-01.jsonl").touch()
-    os.chmod(folder / "execution-2020-01-01.jsonl", 0)
+def test_files_of_days_before_are_not_even_opened(log_folder):
+    log_folder.mkdir(parents=True, exist_ok=True)
+    (log_folder / "execution-2020-01-01.jsonl").touch()
+    os.chmod(log_folder / "execution-2020-01-01.jsonl", 0)
     logs.get_logger().info("said")
-    assert ask(folder, Question(since=since("1h", SystemClock().now()))).height == 1
+    assert ask(log_folder, Question(since=since("1h", SystemClock().now()))).height == 1
 
 
 @given(text=st.text(max_size=12))
