@@ -291,12 +291,15 @@ def _drawn(
     ]
     left_out = frame.height - len(rows)
     foot = f"<p class=tn-foot>{len(rows):,} of {frame.height:,} rows</p>" if left_out else ""
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
     body = "".join(rows) or f'<tr><td class="tn-l tn-none" colspan={max(len(kinds), 1)}>none</td></tr>'
-    size = "tn-table" if len(kinds) > 3 else "tn-table tn-small"
-    return Block(
-        f'<div class=tn-wide><table class="{size}">{title}{_head(kinds, labels or {})}<tbody>{body}</tbody></table>{foot}</div>'
-    )
+    return _boxed(caption, _head(kinds, labels or {}), body, "" if len(kinds) > 3 else "tn-small", foot)
+
+
+def _boxed(caption: str, head: str, body: str, size: str = "", foot: str = "") -> Block:
+    "A table of HTML that scrolls by itself where it is too wide."
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    table = f'<table class="{f"tn-table {size}".strip()}">{title}{head}<tbody>{body}</tbody></table>'
+    return Block(f"<div class=tn-wide>{table}{foot}</div>")
 
 # %% ../../nbs/core/09_report.ipynb #8cc930fd
 def _kind(dtype: pl.DataType) -> Format:
@@ -378,8 +381,7 @@ def facts(known: Mapping[str, str | Block], caption: str) -> Block:
     rows = "".join(
         f"<tr><td class=tn-l>{escape(name)}</td><td class=tn-l>{text}</td></tr>" for name, text in texts.items()
     )
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return Block(f'<div class=tn-wide><table class="tn-table tn-small">{title}<tbody>{rows}</tbody></table></div>')
+    return _boxed(caption, "", rows, "tn-small")
 
 # %% ../../nbs/core/09_report.ipynb #d7b354a3
 def heat(
@@ -403,9 +405,7 @@ def heat(
         f"<th{' class=tn-l' if c == name else ''}>{escape((labels or {}).get(c) or _heading(c))}</th>"
         for c in frame.columns
     )
-    return Block(
-        f'<div class=tn-wide><table class="tn-table tn-heat"><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return _boxed(caption, f"<thead><tr>{head}</tr></thead>", body, "tn-heat")
 
 
 def _warm(value: Any, format: Format, most: float, total: bool) -> str:
@@ -445,11 +445,8 @@ class Use:
 def limits_table(uses: Sequence[Use], caption: str = "") -> Block:
     "Figures against their limits, the most used first; what has no limit comes last."
     rows = sorted(uses, key=lambda use: (use.share is None, -(use.share or 0.0)))
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
     head = "<thead><tr><th class=tn-l>Limit</th><th>Now</th><th>At most</th><th>Used</th><th></th><th class=tn-l>Set by</th></tr></thead>"
-    return Block(
-        f"<div class=tn-wide><table class=tn-table>{title}{head}<tbody>{''.join(map(_use, rows))}</tbody></table></div>"
-    )
+    return _boxed(caption, head, "".join(map(_use, rows)))
 
 
 def _use(use: Use) -> str:

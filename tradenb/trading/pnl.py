@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from ..core import db
 from ..execution.entries import CashEvent, Entry, Fill, Position, applied, in_order, rounded
 
 # %% ../../nbs/trading/13_pnl.ipynb #a89c4388
@@ -173,7 +174,7 @@ def by_cause(
     return {name: towards(name) * sum((getattr(day, name) for day in days), ZERO) for name in CAUSES}
 
 # %% ../../nbs/trading/13_pnl.ipynb #bd54fbd5
-AMOUNTS = ("start_value", "end_value", "bought", "sold", "realised", "unrealised", "holding", "trading", "dividends", "borrow", "other", "fees", "pnl")  # fmt: skip
+AMOUNTS = db.PNL  # Columns of `run_pnl`
 PNL = pl.Schema({"symbol": pl.String, "sector": pl.String} | dict.fromkeys(AMOUNTS, pl.Float64))
 
 
