@@ -6,10 +6,10 @@
 __all__ = ['CONTENT', 'VALUES', 'EDGE', 'REVISED', 'ACTION_KEY', 'FEW_EVENTS', 'Plan', 'Reached', 'reached', 'stored',
            'stored_tickers', 'first_day', 'plan', 'take_delivery', 'restated', 'whole_delivery', 'latest_delivery',
            'news', 'revisions', 'unjudged', 'Kept', 'keep', 'Told', 'hear', 'Names', 'Intake', 'of_same_lines',
-           'listen', 'name_lines', 'take_in']
+           'listen', 'name_lines', 'judged_again', 'members_of', 'take_in']
 
 # %% ../../nbs/market/18_intake.ipynb #8ebfe2cb
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -400,6 +400,31 @@ def name_lines(reached: Reached, draft: Draft, told: Told, todo: Plan) -> Names:
     return Names(before, known_by(draft, told.now, todo.end))
 
 # %% ../../nbs/market/18_intake.ipynb #57e43732
+def judged_again(
+    draft: Draft,
+    kept: Kept,
+    names: Collection[str],  # Tickers
+    as_of: date,
+) -> tuple[pl.DataFrame, pl.DataFrame]:  # raw_bars to judge, and those around them
+    "What was kept, with every row of `names` among those to judge."
+    if not names:
+        return kept.rows, kept.context
+    elsewhere = ~pl.col("symbol").is_in(sorted(names))
+    again = latest_delivery(draft.read("raw_bars", end=as_of, symbols=sorted(names)))
+    return pl.concat([kept.rows.filter(elsewhere), again]), kept.context.filter(elsewhere)
+
+
+def members_of(
+    universe: pl.DataFrame,  # As the source tells it
+    told: Told,
+    names: Names,
+    as_of: date,
+) -> pl.DataFrame:  # universe
+    "The universe by identity, each name until it is delisted."
+    effective = told.now.filter(pl.col("ex_date") <= as_of)
+    return by_identity(until_delisted(universe, effective), names.now, as_of) if len(effective) else universe
+
+# %% ../../nbs/market/18_intake.ipynb #436c058f
 def take_in(
     settings: Settings,
     source: Source,
@@ -414,27 +439,13 @@ def take_in(
     limits = Limits.of(settings.quality)
     revision = max(settings.market.revision_sessions, limits.later_sessions)
     todo, told, universe = listen(settings, source, draft, reached, as_of, revision, since)
-    kept = keep(
-        reached, draft, whole_delivery(source, draft, todo), todo, timedelta(days=limits.context_days), now, aside
-    )
-    if told.now["kind"].is_in(OTHER_KINDS).any() or (todo.done and told.late(todo.done)):
-        kept.written.result()
-    names, rows, context = name_lines(reached, draft, told, todo), kept.rows, kept.context
-    if todo.done and (other := sorted(names.changed | told.late(todo.done))):
-        again = latest_delivery(draft.read("raw_bars", end=as_of, symbols=other))
-        elsewhere = ~pl.col("symbol").is_in(other)
-        rows, context = pl.concat([rows.filter(elsewhere), again]), context.filter(elsewhere)
-    if len(effective := told.now.filter(pl.col("ex_date") <= as_of)):
-        universe = by_identity(until_delisted(universe, effective), names.now, as_of)
-    return Intake(
-        todo,
-        told,
-        names,
-        universe,
-        names.of(rows),
-        names.of(context),
-        kept.delivered,
-        kept.news,
-        kept.revised,
-        kept.written,
-    )
+    back = timedelta(days=limits.context_days)
+    kept = keep(reached, draft, whole_delivery(source, draft, todo), todo, back, now, aside)
+    late = told.late(todo.done) if todo.done else set[str]()
+    if late or told.now["kind"].is_in(OTHER_KINDS).any():
+        kept.written.result()  # the raw rows are read again below
+    names = name_lines(reached, draft, told, todo)
+    again = names.changed | late if todo.done else set[str]()
+    rows, context = (names.of(part) for part in judged_again(draft, kept, again, as_of))
+    members, said = members_of(universe, told, names, as_of), (kept.delivered, kept.news, kept.revised)
+    return Intake(todo, told, names, members, rows, context, *said, kept.written)
