@@ -102,17 +102,22 @@ def books() -> list[Path]:
     return sorted(path for path in found if ".ipynb_checkpoints" not in path.parts and path.parent.name != "nbs")
 
 
+def by_length(book: Path) -> bool:
+    "Those that take minutes come first, so that nobody waits for them at the end."
+    return book.parent.name != "explore"
+
+
 def run_books(jobs: int) -> list[str]:
     "Run every notebook that has changed; the ones that failed, each in a line."
     RUN.mkdir(parents=True, exist_ok=True)
     kept = {book: RUN / f"{key_of(book)}.ipynb" for book in books()}
     for old in {*RUN.glob("*.ipynb")} - {*kept.values()}:
         old.unlink()
-    todo, failed = [book for book, path in kept.items() if not path.exists()], []
+    todo = sorted((book for book, path in kept.items() if not path.exists()), key=by_length)
+    failed: list[str] = []
     os.environ |= {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "MPLBACKEND": "agg"}
-    size = (
-        12 * jobs
-    )  # What notebooks leave in memory ends with their process; `max_tasks_per_child` of a pool waits for ever (python#115634)
+    # What notebooks leave in memory ends with their process; a pool with `max_tasks_per_child` waits for ever (python#115634).
+    size = 12 * jobs
     for first in range(0, len(todo), size):
         with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
             running = {pool.submit(run_book, book, kept[book]): book for book in todo[first : first + size]}
