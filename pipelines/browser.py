@@ -14,13 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from pipelines.index import INDEX, SEARCH, index_page, runs_of
-from tradenb.core.db import connect, migrate
+from tradenb.core.db import connect, database_url, migrate
 from tradenb.core.report import policy
 from tradenb.core.settings import Settings
 from tradenb.core.web import create_app as web_app
 from tradenb.core.web import listen, uvicorn_server
 from tradenb.trading import records
-from tradenb.trading.service import database_url
 
 # What a run's folder may show, and as what.
 TYPES = {

@@ -21,7 +21,7 @@ from pipelines.index import refresh_index
 from pipelines.published import publish_index
 from tradenb.core.calendar import is_session, next_session, require_session, session, sessions
 from tradenb.core.clock import NEW_YORK, Clock, Stopwatch, SystemClock, sleep
-from tradenb.core.db import connect, migrate
+from tradenb.core.db import database
 from tradenb.core.errors import DependencyError, InputError
 from tradenb.core.notify import settle
 from tradenb.core.progress import say
@@ -29,7 +29,6 @@ from tradenb.core.settings import SECRETS, Settings, load
 from tradenb.core.web import GARBAGE
 from tradenb.trading import records
 from tradenb.trading.run import alone, default_trade_date
-from tradenb.trading.service import database_url
 from tradenb.trading.services import check_health, running, secrets_in_environment
 
 
@@ -91,20 +90,14 @@ def todays_session(settings: Settings, now: datetime) -> date:
 
 def begun(settings: Settings, day: date) -> bool:
     "Was a run of that day ever begun?"
-    engine = migrate(connect(database_url(settings)))
-    try:
+    with database(settings) as engine:
         return records.find(engine, records.run_id_of(settings.run.strategy, day)) is not None
-    finally:
-        engine.dispose()
 
 
 def next_trade_date(settings: Settings, source: Any) -> date:
     "The session after the last finished run's; the source's first when there is none."
-    engine = migrate(connect(database_url(settings)))
-    try:
+    with database(settings) as engine:
         return default_trade_date(settings, engine, lambda: source.first_trade_date)
-    finally:
-        engine.dispose()
 
 
 def require_forwards(engine: Engine, strategy: str, day: date) -> None:
@@ -213,12 +206,9 @@ def tell(result: DayResult) -> None:
 
 def finished(settings: Settings, day: date) -> DayResult | None:
     "The result of a day that is over already; None when there is something to do."
-    engine = migrate(connect(database_url(settings)))
-    try:
+    with database(settings) as engine:
         row = records.find(engine, records.run_id_of(settings.run.strategy, day))
         return result_of(settings, engine, row, repeated=True) if row is not None and records.is_over(row) else None
-    finally:
-        engine.dispose()
 
 
 def run_day(settings: Settings, day: date) -> DayResult:
@@ -284,13 +274,9 @@ def differing(settings: Settings) -> dict[str, Any]:
 
 def stored(settings: Settings, day: date) -> DayResult:
     "The result of a day from its rows."
-    engine = migrate(connect(database_url(settings)))
-    try:
-        return result_of(
-            settings, engine, records.require(engine, records.run_id_of(settings.run.strategy, day)), False
-        )
-    finally:
-        engine.dispose()
+    with database(settings) as engine:
+        row = records.require(engine, records.run_id_of(settings.run.strategy, day))
+        return result_of(settings, engine, row, repeated=False)
 
 
 def result_of(settings: Settings, engine: Engine, row: Row[Any], repeated: bool) -> DayResult:

@@ -30,7 +30,7 @@ from pipelines.notices import tell_failed, telling, telling_once, watched
 from pipelines.published import fetch_run, publish_run
 from pipelines.render import link, render, write_page
 from tradenb.core.clock import NEW_YORK, Stopwatch, SystemClock
-from tradenb.core.db import connect, migrate
+from tradenb.core.db import database
 from tradenb.core.errors import DependencyError, RunFailed, SourceError, one_line
 from tradenb.core.logs import bind, get_logger, new_trace_id
 from tradenb.core.progress import LISTENER, heard_by, say
@@ -39,7 +39,6 @@ from tradenb.core.tracing import observe, step
 from tradenb.trading import records
 from tradenb.trading.pages.common import STAGES as PAGES
 from tradenb.trading.run import Run, held, open_run, run_folder, start_run
-from tradenb.trading.service import database_url
 from tradenb.trading.services import running
 from tradenb.trading.troubles import in_our_words
 
@@ -150,8 +149,7 @@ def told(result: days.DayResult) -> dict[str, Any]:
 
 def trade(settings: Settings, day: date) -> None:
     "Begin or resume the run of `day`, and do what it lacks."
-    engine = migrate(connect(database_url(settings)))
-    try:
+    with database(settings) as engine:
         days.require_forwards(engine, settings.run.strategy, day)
         fetch_run(settings, run_folder(settings.root, day, records.run_id_of(settings.run.strategy, day)))
         with telling(settings, engine, day), running(settings, day) as ready:
@@ -161,8 +159,6 @@ def trade(settings: Settings, day: date) -> None:
                 perform(run)
             finally:
                 run.engine.dispose()
-    finally:
-        engine.dispose()
 
 
 def perform(run: Run) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy import Engine, Row, select
 
 from pipelines.engine import write_whole
 from pipelines.render import navigation
-from tradenb.core.db import connect, migrate, run_stages
+from tradenb.core.db import database, run_stages
 from tradenb.core.report import (
     HALF,
     Block,
@@ -39,7 +39,6 @@ from tradenb.core.settings import Settings
 from tradenb.models.inference import sharpe_interval
 from tradenb.trading import records
 from tradenb.trading.pages.common import counted, findings_of, worst
-from tradenb.trading.service import database_url
 
 INDEX = "index.html"
 QUARTER = 63  # Of fewer days a Sharpe ratio says nothing
@@ -127,11 +126,8 @@ def address_of(root: Path, row: Row[Any]) -> str:
 
 def refresh_index(settings: Settings) -> Path:
     "Write the index over all runs."
-    engine = migrate(connect(database_url(settings)))
-    try:
+    with database(settings) as engine:
         rows = runs_of(settings, engine)
-    finally:
-        engine.dispose()
     folder = settings.root / "runs"
     folder.mkdir(parents=True, exist_ok=True)
     return write_index(folder, rows)

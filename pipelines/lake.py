@@ -13,7 +13,7 @@ import polars.selectors as cs
 
 from tradenb.core.calendar import require_session
 from tradenb.core.clock import SystemClock
-from tradenb.core.db import connect, migrate
+from tradenb.core.db import database
 from tradenb.core.errors import InputError, LakeError
 from tradenb.core.settings import Settings
 from tradenb.market.lake import Lake, last_recorded, open_lake
@@ -25,7 +25,6 @@ from tradenb.market.upkeep import Compacted, Exported, Vacuumed, compact, export
 from tradenb.market.versions import files_of, newest, only_writer
 from tradenb.trading import records
 from tradenb.trading.run import open_run
-from tradenb.trading.service import database_url
 
 
 def open_filled(settings: Settings) -> Lake:
@@ -49,9 +48,8 @@ def lake_as(settings: Settings, vintage: int | None, as_of: date | None, run_id:
 
 def lake_of_run(settings: Settings, run_id: str) -> Lake:
     "The lake as a run saw it, adjusted as its settings said; `InputError` for a run that never read it."
-    engine = migrate(connect(database_url(settings)))
-    row = records.require(engine, run_id)
-    engine.dispose()
+    with database(settings) as engine:
+        row = records.require(engine, run_id)
     if not row.vintage:
         raise InputError(f"run {run_id} saw no market data: it ended before its ETL was done")
     run = open_run(str(settings.root), str(row.trade_date), run_id)

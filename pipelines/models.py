@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from tradenb.core.db import connect, migrate
+from tradenb.core.db import connect, database_url, migrate
 from tradenb.core.errors import InputError, one_line
 from tradenb.core.settings import Settings, find_file
 from tradenb.features.sets import feature_set
@@ -20,7 +20,6 @@ from tradenb.models.metrics import long_short_returns
 from tradenb.models.registry import Registry, aliases, open_registry, stored
 from tradenb.models.tracking import Comparison, ModelCard, TrainingRecord
 from tradenb.trading import records
-from tradenb.trading.service import database_url
 
 
 def registry_of(settings: Settings) -> Registry:

@@ -13,7 +13,7 @@ import polars as pl
 from pipelines.day import to_itself
 from pipelines.lake import newest_session
 from tradenb.core.clock import Clock, SystemClock
-from tradenb.core.db import connect, migrate
+from tradenb.core.db import connect, database, database_url, migrate
 from tradenb.core.errors import ConfigError, InputError, QualityError
 from tradenb.core.progress import say
 from tradenb.core.settings import Settings, variable
@@ -23,7 +23,6 @@ from tradenb.market.lake import open_lake
 from tradenb.market.quality import GateResult
 from tradenb.trading import records
 from tradenb.trading.pages.common import counted
-from tradenb.trading.service import database_url
 from tradenb.trading.services import APPS, exchange_to_itself, note_of, provide_feed, with_addresses
 
 
@@ -184,21 +183,20 @@ def feed(settings: Settings, through: date | None) -> None:
 
 def list_runs(settings: Settings, limit: int) -> pl.DataFrame:
     "The newest runs with their headline figures."
-    engine = migrate(connect(database_url(settings)))
-    rows = [
-        dict(
-            run=row.run_id,
-            status=row.status,
-            model=row.model_version,
-            orders=(row.summary or {}).get("orders"),
-            fills=(row.summary or {}).get("fills"),
-            pnl=(row.summary or {}).get("pnl"),
-            equity=(row.summary or {}).get("equity"),
-            error=row.error,
-        )
-        for row in records.listing(engine, limit)
-    ]
-    engine.dispose()
+    with database(settings) as engine:
+        rows = [
+            dict(
+                run=row.run_id,
+                status=row.status,
+                model=row.model_version,
+                orders=(row.summary or {}).get("orders"),
+                fills=(row.summary or {}).get("fills"),
+                pnl=(row.summary or {}).get("pnl"),
+                equity=(row.summary or {}).get("equity"),
+                error=row.error,
+            )
+            for row in records.listing(engine, limit)
+        ]
     text = ("run", "status", "model", "pnl", "equity", "error")
     return pl.DataFrame(
         rows,

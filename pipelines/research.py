@@ -16,7 +16,7 @@ import polars as pl
 
 from pipelines.engine import write_whole
 from pipelines.lake import lake_as, newest_session
-from tradenb.core.db import connect, migrate
+from tradenb.core.db import connect, database_url, migrate
 from tradenb.core.errors import DataError, InputError
 from tradenb.core.progress import say
 from tradenb.core.report import text_of
@@ -33,7 +33,6 @@ from tradenb.portfolio.market import Market
 from tradenb.portfolio.tearsheet import Evidence, Judgement, Sheet, chance, evidence_of, judge, tearsheet
 from tradenb.trading import records
 from tradenb.trading.modelling import SIMULATED, span_of, survivorship_of, tape_of, train_model
-from tradenb.trading.service import database_url
 
 SHEET, PLAN, ORDERS, DAILY = "tearsheet.html", "plan.json", "orders.parquet", "daily.parquet"
 BIGGER = (1, 3, 10, 30, 100)  # the capital again, so many times

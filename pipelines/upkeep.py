@@ -17,12 +17,11 @@ from sqlalchemy import make_url
 from pipelines.lake import compact_now, newest_session, open_filled, vacuum_now
 from tradenb.core.calendar import is_session, next_session, session
 from tradenb.core.clock import NEW_YORK, SystemClock
-from tradenb.core.db import connect, default_url, migrate
+from tradenb.core.db import database, database_url
 from tradenb.core.errors import DependencyError, one_line
 from tradenb.core.settings import Settings
 from tradenb.models.registry import open_registry
 from tradenb.trading import records
-from tradenb.trading.service import database_url
 
 if TYPE_CHECKING:
     from tradenb.signals.monitor import Drift
@@ -42,15 +41,12 @@ def training_due(settings: Settings) -> Due:
     "Age, features and code by the rule of the daily run; drift where `schedule.retrain_on_drift` asks for it. `LakeError` when there is no lake."
     from tradenb.trading.stages import reason_to_train
 
-    engine = migrate(connect(database_url(settings)))
-    try:
+    with database(settings) as engine:
         as_of, registry = newest_session(open_filled(settings)), open_registry(settings, engine)
         asked: Any = SimpleNamespace(settings=settings, as_of=as_of)  # All that the rule wants to know of a run
         if reason := reason_to_train(asked, registry):
             return Due(reason)
         champion = registry.champion()
-    finally:
-        engine.dispose()
     if settings.schedule.retrain_on_drift and (moved := drifted(settings)):
         return Due(moved)
     kept = f"version {champion.version}, trained through {champion.trained_through}, is good as of {as_of}"
@@ -133,11 +129,8 @@ def last_traded(settings: Settings) -> date:
     from pipelines.day import next_trade_date
     from tradenb.market.catalog import open_source
 
-    engine = migrate(connect(database_url(settings)))
-    try:
+    with database(settings) as engine:
         last = records.last_done(engine, settings.run.strategy)
-    finally:
-        engine.dispose()
     return last.trade_date if last else next_trade_date(settings, open_source(settings))
 
 
@@ -169,9 +162,8 @@ def snapshot(settings: Settings) -> str:
 
 def addresses_of(settings: Settings) -> list[str]:
     "The databases of state and of models."
-    state = database_url(settings) or default_url(settings.root)
     models = settings.registry.uri or f"sqlite:///{settings.root / 'mlflow' / 'mlflow.db'}"
-    return [state, models, f"sqlite:///{settings.root / 'state' / 'exchange.db'}"]
+    return [database_url(settings), models, f"sqlite:///{settings.root / 'state' / 'exchange.db'}"]
 
 
 def sqlite_files(settings: Settings) -> list[Path]:

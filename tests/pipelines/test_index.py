@@ -17,10 +17,9 @@ from sqlalchemy import insert
 from pipelines.index import IndexRow, by_day, deepest_fall, refresh_index, runs_of, searched, write_index
 from pipelines.render import external_requests
 from tradenb.core.clock import SystemClock
-from tradenb.core.db import connect, migrate, run_stages
+from tradenb.core.db import connect, database_url, migrate, run_stages
 from tradenb.core.settings import Settings
 from tradenb.trading import records
-from tradenb.trading.service import database_url
 
 
 def row(day: int, **values: object) -> IndexRow:

@@ -11,10 +11,9 @@ import pytest
 from sqlalchemy import Engine, func, select
 
 from pipelines.day import DayResult, desk, run_days
-from tradenb.core.db import account_snapshots, cash_events, connect, fills, orders, position_snapshots
+from tradenb.core.db import account_snapshots, cash_events, connect, database_url, fills, orders, position_snapshots
 from tradenb.core.settings import Settings, load
 from tradenb.market.lake import Lake
-from tradenb.trading.service import database_url
 
 pytestmark = pytest.mark.long  # three days, twice; days on the demo market are in every run
 SETTINGS_FILE = Path(__file__).resolve().parents[2] / "settings.ini"

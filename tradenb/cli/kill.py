@@ -43,13 +43,11 @@ def somebody(who: str | None) -> str:
 def books_of(settings: "Settings") -> "Books":
     "The database of the settings, by a connection that waits for nobody"
     from tradenb.core.clock import SystemClock
-    from tradenb.core.db import default_url
+    from tradenb.core.db import database_url
     from tradenb.core.notify import halt_teller
     from tradenb.execution.kill import Books, open_books
 
-    named = settings.core.database_url
-    engine = open_books(named.get_secret_value() if named else default_url(settings.root))
-    return Books(engine, SystemClock(), halt_teller(settings))
+    return Books(open_books(database_url(settings)), SystemClock(), halt_teller(settings))
 
 
 def kill_of(settings: "Settings", scope: str) -> "Kill":

@@ -141,15 +141,15 @@ def trace(
     overrides: Set = None,
 ) -> None:
     "What happened under one id, over all services and the database, as a tree with times."
-    from tradenb.cli.orders import database_of
+    from tradenb.core.db import database
     from tradenb.trading import trace as story
 
     settings = settings_from(overrides)
-    engine, folder = database_of(settings), settings.root / "logs"
-    asked = story.resolve(engine, folder, id_.strip())
-    whole = story.tree(engine, folder, asked.trace)
+    folder = settings.root / "logs"
+    with database(settings) as engine:
+        asked = story.resolve(engine, folder, id_.strip())
+        whole = story.tree(engine, folder, asked.trace)
     found = story.branch(whole, asked.order) if asked.order else whole
-    engine.dispose()
     if as_json_:
         return into_pipe(json.dumps(story.as_json(found or whole), indent=1) + "\n")
     shown = found if full or asked.order else story.fold(whole)
@@ -189,14 +189,13 @@ def metrics_of(settings: "Settings") -> str:
     "The page of metrics of a data root."
     from prometheus_client import CollectorRegistry, generate_latest
 
-    from tradenb.cli.orders import database_of
     from tradenb.core import metrics
     from tradenb.core.clock import SystemClock
+    from tradenb.core.db import database
     from tradenb.trading.gauges import numbers
 
     settings.root.mkdir(parents=True, exist_ok=True)
-    registry, engine = CollectorRegistry(), database_of(settings)
-    metrics.table(registry, lambda: numbers(engine, settings, SystemClock().now()))
-    page = generate_latest(registry).decode()
-    engine.dispose()
-    return page
+    registry = CollectorRegistry()
+    with database(settings) as engine:
+        metrics.table(registry, lambda: numbers(engine, settings, SystemClock().now()))
+        return generate_latest(registry).decode()

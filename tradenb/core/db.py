@@ -6,13 +6,15 @@
 __all__ = ['SCALE', 'metadata', 'BigKey', 'orders', 'order_events', 'fills', 'cash_events', 'fill_voids', 'denials',
            'kill_switch', 'webhook_receipts', 'risk_days', 'positions', 'position_snapshots', 'account_snapshots',
            'runs', 'run_stages', 'run_signals', 'PNL', 'run_pnl', 'run_gap', 'notifications', 'model_activations',
-           'PING_AFTER_S', 'Fixed', 'UtcDateTime', 'connect', 'default_url', 'migrate']
+           'PING_AFTER_S', 'Fixed', 'UtcDateTime', 'connect', 'default_url', 'database_url', 'migrate', 'database']
 
 # %% ../../nbs/core/06_db.ipynb #176ec94d
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     JSON,
@@ -39,6 +41,9 @@ from sqlalchemy.types import TypeDecorator
 
 from .clock import Stopwatch
 from .errors import ConfigError, DependencyError, one_line
+
+if TYPE_CHECKING:
+    from tradenb.core.settings import Settings
 
 # %% ../../nbs/core/06_db.ipynb #240e3843
 SCALE = 9  # decimal places kept: brokers give fractional quantities to nine
@@ -442,6 +447,12 @@ def default_url(root: Path) -> str:
     "The embedded database below the data root."
     return f"sqlite:///{root / 'state' / 'tradenb.db'}"
 
+
+def database_url(settings: "Settings") -> str:
+    "The state database: the one that the environment names, else the embedded one."
+    named = settings.core.database_url
+    return named.get_secret_value() if named else default_url(settings.root)
+
 # %% ../../nbs/core/06_db.ipynb #25f06b8e
 def migrate(
     engine: Engine,  # From `connect`
@@ -469,3 +480,13 @@ def _migrations() -> Path:
     import tradenb.core.migrations
 
     return Path(tradenb.core.migrations.__path__[0])
+
+
+@contextmanager
+def database(settings: "Settings") -> Iterator[Engine]:
+    "The state database at the present schema; its connections are let go of after the block."
+    engine = migrate(connect(database_url(settings)))
+    try:
+        yield engine
+    finally:
+        engine.dispose()

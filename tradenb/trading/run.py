@@ -21,14 +21,14 @@ from sqlalchemy import Engine, Row
 
 from ..core.calendar import next_session, previous_session
 from ..core.clock import Clock, SystemClock
-from ..core.db import connect, migrate
+from ..core.db import connect, database_url, migrate
 from ..core.errors import InputError
 from ..core.settings import SECRETS, Settings, load
 from ..market.lake import Lake, open_lake
 from . import records
 from .clients import ExecutionClient, OrchestratorClient, SignalsClient
 from .leases import Hold, holding, this_process
-from .service import RunRequest, database_url, run_spec, secret
+from .service import RunRequest, run_spec, secret
 from .services import clock_for, locked
 
 # %% ../../nbs/trading/10_run.ipynb #d68ea691

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOT_SENT', 'Owner', 'Status', 'Offset', 'BASE', 'RunRequest', 'SignalMapping', 'RunAnswer', 'RunPage', 'Desk',
-           'secret', 'database_url', 'plan_run', 'turn', 'run_day', 'run_spec', 'fates', 'answer_of', 'open_day',
-           'require_fates', 'settle_day', 'work_router', 'runs_router', 'page_of', 'create_app', 'without_database']
+           'secret', 'plan_run', 'turn', 'run_day', 'run_spec', 'fates', 'answer_of', 'open_day', 'require_fates',
+           'settle_day', 'work_router', 'runs_router', 'page_of', 'create_app', 'without_database']
 
 # %% ../../nbs/trading/07_service.ipynb #b0633b1c
 import threading
@@ -26,7 +26,7 @@ from starlette.responses import Response
 from ..core import metrics, web
 from ..core.calendar import require_session
 from ..core.clock import Clock, SystemClock
-from ..core.db import connect, default_url, migrate
+from ..core.db import connect, database_url, migrate
 from ..core.errors import BrokerUnavailable, DependencyError, RunFailed, one_line
 from ..core.logs import current_trace_id, get_logger, new_trace_id
 from ..core.settings import Settings
@@ -141,11 +141,6 @@ class Desk:
 def secret(value: Any) -> str | None:
     "The text of a secret setting."
     return value.get_secret_value() if value is not None else None
-
-
-def database_url(settings: Settings) -> str:
-    "The state database: the one named by the environment, else SQLite below the root."
-    return secret(settings.core.database_url) or default_url(settings.root)
 
 # %% ../../nbs/trading/07_service.ipynb #47b45e48
 def plan_run(desk: Desk, row: Row[Any]) -> list[Leg]:
