@@ -44,7 +44,7 @@ def write_generated() -> None:
     write(
         "reference/index.md",
         "# Reference\n\n- [Settings](settings.md)\n- [The command line](cli.md)\n- [Package](api/index.md)\n- [What appears at run time](../data/README.md)"
-        + toctree(["settings", "cli", "api/index", "../data/README"]),
+        + toctree(["settings", "cli", "api/index", "What appears at run time <../data/README>"]),
     )
     write("index.md", front_page())
     (SOURCE / "README.md").unlink()

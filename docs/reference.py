@@ -95,7 +95,24 @@ def command_page() -> str:
     from tradenb.cli.main import app
 
     command = typer.main.get_command(app)
-    return get_docs_for_click(obj=command, ctx=Context(command), name="tradenb", title="The command line")
+    page = get_docs_for_click(obj=command, ctx=Context(command), name="tradenb", title="The command line")
+    return "\n".join(_whole(page.splitlines(), command))
+
+
+def _whole(lines: list[str], tree: Any) -> Iterator[str]:
+    "With plain headings, and whole sentences where the lists of commands have their first words."
+    at = tree
+    for line in lines:
+        if head := re.fullmatch(r"(#+) `tradenb(.*)`", line):
+            at = tree
+            for name in head[2].split():
+                at = at.commands[name]
+            line = f"{head[1]} tradenb{head[2]}"
+        listed = re.fullmatch(r"\* `([\w-]+)`: .*", line)
+        if listed and listed[1] in getattr(at, "commands", {}):
+            said = " ".join((at.commands[listed[1]].help or "").split())
+            line = f"* `{listed[1]}`: {said.partition('. ')[0].removesuffix('.')}."
+        yield line
 
 
 def api_pages() -> list[str]:

@@ -46,7 +46,7 @@ def test_every_command_and_every_module_is_there(elsewhere: Path) -> None:
 
     page = reference.command_page()
     for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
-        assert f"tradenb {name}" in page
+        assert f"\n## tradenb {name}\n" in page
     names = reference.api_pages()
     assert "tradenb.portfolio.sizing" in names
     text = (elsewhere / "reference/api/tradenb.portfolio.sizing.md").read_text()
