@@ -4,6 +4,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +21,7 @@ from tradenb.core.settings import Settings, load
 from tradenb.execution.switch import Level, Switch
 from tradenb.trading import doctor
 from tradenb.trading.doctor import CHECKS, Finding, State, examine
+from tradenb.trading.leases import Owner, this_process
 
 Make = Callable[..., Settings]
 
@@ -162,6 +164,12 @@ def test_clocks_that_disagree_are_found() -> None:
     assert states(doctor.skew("the broker", now + timedelta(seconds=1), now)) == []
 
 
+def me() -> Owner:
+    owner = Owner.parse(this_process())
+    assert owner is not None
+    return owner
+
+
 def test_what_goes_on_is_said(make_settings: Make) -> None:
     settings, clock = make_settings(), SystemClock()
     engine = migrate(connect(default_url(settings.root)))
@@ -184,6 +192,9 @@ def test_what_goes_on_is_said(make_settings: Make) -> None:
         held = dict(lease_owner="desk:17", lease_until=clock.now() + timedelta(minutes=1))
         connection.execute(update(db.runs).values(held))
     assert states(seen(settings, "desk")) == ["warning", "warning", "well"]
+    with engine.begin() as connection:  # a process of this machine that is no more: its lease does not count
+        connection.execute(update(db.runs).values(lease_owner=str(replace(me(), birth=me().birth - 1))))
+    assert "nobody works on it" in seen(settings, "desk")[2].what
     with engine.begin() as connection:
         connection.execute(update(db.runs).values(status="failed", error="the data is stale"))
     assert "failed: the data is stale" in seen(settings, "desk")[2].what

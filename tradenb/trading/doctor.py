@@ -8,7 +8,7 @@ __all__ = ['Check', 'PYTHONS', 'FULL', 'LOW', 'GB', 'SERVICES', 'APART_S', 'AHEA
            'share_free', 'nearest', 'check_disk', 'state_database', 'schema', 'check_database', 'whole', 'simulated',
            'check_lake', 'check_model', 'at_work', 'check_services', 'asked', 'check_broker', 'at_broker', 'skew',
            'check_clock', 'skew_of_database', 'check_calendar', 'check_scheduler', 'asked_plainly',
-           'check_notifications', 'unusable', 'check_desk', 'left', 'examine']
+           'check_notifications', 'unusable', 'check_desk', 'halted', 'in_doubt', 'runs_left', 'left', 'examine']
 
 # %% ../../nbs/trading/22_doctor.ipynb #b674044d
 import os
@@ -25,7 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, make_url, select, text
+from sqlalchemy import Engine, func, make_url, select, text
 
 from ..core import db
 from ..core.calendar import FIRST_DAY, LAST_DAY, is_session, latest_complete, next_session, sessions
@@ -33,7 +33,8 @@ from ..core.clock import NEW_YORK, Clock, SystemClock, new_york
 from ..core.errors import NoModelError, one_line
 from ..core.notify import Notifier, at_once, books, deliverable, notifier_of, undelivered
 from ..core.settings import Settings, find_file, variable
-from .service import database_url
+from . import records
+from .leases import is_held, name_of
 from .services import addresses, note_of, with_addresses
 
 # %% ../../nbs/trading/22_doctor.ipynb #83ef3bb0
@@ -178,7 +179,7 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
 @contextmanager
 def state_database(settings: Settings, patience_s: float = 4) -> Iterator[Engine | None]:  # none: not there yet
     "The platform's database; a SQLite file is not made"
-    parsed = make_url(database_url(settings))
+    parsed = make_url(db.database_url(settings))
     if parsed.drivername == "sqlite" and not Path(parsed.database or "").is_file():
         yield None
         return
@@ -388,7 +389,7 @@ def check_clock(settings: Settings) -> Iterator[Finding]:
 
 
 def skew_of_database(settings: Settings) -> Iterator[Finding]:
-    if database_url(settings).startswith("postgresql"):
+    if db.database_url(settings).startswith("postgresql"):
         with state_database(settings) as engine:
             if engine is not None:
                 with engine.connect() as connection:
@@ -465,47 +466,50 @@ def unusable(notifier: Notifier) -> list[int]:
 # %% ../../nbs/trading/22_doctor.ipynb #3f4aeebc
 def check_desk(settings: Settings) -> Iterator[Finding]:
     "Halts, orders without an answer, runs that were left"
+    part = "desk"
+    with state_database(settings) as engine:
+        if engine is not None and schema(engine)[0] is not None:
+            trouble = [*halted(part, engine), *in_doubt(part, engine)]
+            yield from trouble or [well(part, "no halt, no order without an answer")]
+            yield from runs_left(part, engine, SystemClock().now())
+
+
+def halted(part: str, engine: Engine) -> Iterator[Finding]:
+    "Where trading is stopped"
     from tradenb.execution.switch import Switch
 
-    part, clock = "desk", SystemClock()
-    with state_database(settings) as engine:
-        if engine is None or schema(engine)[0] is None:
-            return
-        with engine.connect() as connection:
-            unknown = connection.execute(
-                select(db.orders.c.client_order_id).where(db.orders.c.status == "unknown")
-            ).all()
-            runs = connection.execute(select(db.runs).order_by(db.runs.c.trade_date.desc()).limit(20)).all()
-        halts = Switch(engine, clock).state()
-    for row in halts:
+    for row in Switch(engine, SystemClock()).state():
         yield warning(part, f"trading is halted: {row.line}", "tradenb kill status; docs/runbooks/trading_halted.md")
+
+
+def in_doubt(part: str, engine: Engine) -> Iterator[Finding]:
+    "Orders of which nobody knows whether the broker has them"
+    query = select(func.count()).select_from(db.orders).where(db.orders.c.status == "unknown")
+    with engine.connect() as connection:
+        unknown = connection.execute(query).scalar_one()
     if unknown:
-        yield warning(
-            part, f"{counted(len(unknown), 'order')} whose outcome nobody knows", "docs/runbooks/orders_unresolved.md"
-        )
+        what = f"{counted(unknown, 'order')} whose outcome nobody knows"
+        yield warning(part, what, "docs/runbooks/orders_unresolved.md")
+
+
+def runs_left(part: str, engine: Engine, now: datetime) -> Iterator[Finding]:
+    "Of the last twenty runs those that say running, and the newest one if it failed"
+    runs = records.listing(engine, 20)
     for run in runs:
-        if run.status == "running":
-            yield from left(part, run, clock.now())
-    if runs and runs[0].status == "failed":
-        yield warning(
-            part,
-            f"{runs[0].run_id} failed: {runs[0].error or 'the books did not agree'}",
-            f"docs/runbooks/run_failed.md; tradenb paper-run --date {runs[0].trade_date}",
-        )
-    if not (halts or unknown):
-        yield well(part, "no halt, no order without an answer")
+        if run.status == records.RUNNING:
+            yield left(part, run, now)
+    if runs and runs[0].status == records.FAILED:
+        what = f"{runs[0].run_id} failed: {runs[0].error or 'the books did not agree'}"
+        yield warning(part, what, f"docs/runbooks/run_failed.md; tradenb paper-run --date {runs[0].trade_date}")
 
 
-def left(part: str, run: Any, now: datetime) -> Iterator[Finding]:
-    "A run that says that it is running"
-    if run.lease_until is not None and run.lease_until > now:
-        yield well(part, f"{run.run_id} is running, in {run.lease_owner}")
-    else:
-        yield warning(
-            part,
-            f"{run.run_id} says running, and nobody works on it (last: {run.lease_owner or 'unknown'})",
-            f"tradenb paper-run --date {run.trade_date}",
-        )
+def left(part: str, run: Any, now: datetime) -> Finding:
+    "A run that says that it is running: held by somebody, or by nobody who lives"
+    who = name_of(run.lease_owner) if run.lease_owner else "unknown"
+    if is_held(run, now):
+        return well(part, f"{run.run_id} is running, in {who}")
+    what = f"{run.run_id} says running, and nobody works on it (last: {who})"
+    return warning(part, what, f"tradenb paper-run --date {run.trade_date}")
 
 # %% ../../nbs/trading/22_doctor.ipynb #ebfba6ee
 CHECKS: dict[str, Check] = {
