@@ -212,3 +212,9 @@ def test_a_run_that_nobody_started_is_not_there_whatever_is_asked_of_it(service:
     assert [(a.status_code, a.json()["code"]) for a in answers] == [(404, "UnknownRun")] * 3
     with pytest.raises(UnknownRun, match=nobody):  # and the client's caller sees what the service saw
         OrchestratorClient(str(service.client.base_url), "k3y").open(nobody)
+
+
+def test_health_says_what_does_not_answer(service: Orchestrator):
+    health = service.client.get("/health").json()
+    assert (health["status"], health["dependencies"]["database"]) == ("degraded", "ok")
+    assert [problem.partition(":")[0] for problem in health["problems"]] == ["signals", "execution"]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOT_SENT', 'Owner', 'Status', 'Offset', 'BASE', 'RunRequest', 'SignalMapping', 'RunAnswer', 'RunPage', 'Desk',
            'secret', 'plan_run', 'turn', 'run_day', 'run_spec', 'fates', 'answer_of', 'open_day', 'require_fates',
-           'settle_day', 'work_router', 'runs_router', 'page_of', 'create_app', 'without_database']
+           'settle_day', 'work_router', 'runs_router', 'page_of', 'create_app', 'without_database', 'health_of']
 
 # %% ../../nbs/trading/07_service.ipynb #b0633b1c
 import threading
@@ -18,9 +18,8 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Engine, Row
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy import Engine, Row, text
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from ..core import metrics, web
@@ -55,6 +54,7 @@ from tradenb.trading.orchestrator import (
     wait_until_final,
 )
 from .planning import learnt_of, plan_day
+from .troubles import SHUT
 
 # %% ../../nbs/trading/07_service.ipynb #39bcb25e
 class RunRequest(BaseModel):
@@ -389,13 +389,13 @@ def create_app(settings: Settings, clock: Clock, engine: Engine | None = None) -
     app.include_router(runs_router(desk))
     alerts.mount(app, settings)
     metrics.table(app.state.registry, lambda: numbers(desk.engine, settings, SystemClock().now()))
-    for kind in (OperationalError, InterfaceError, PoolTimeout):
+    for kind in SHUT:
         app.add_exception_handler(kind, without_database)
 
     @app.get("/health", tags=["life"])
     def health() -> dict[str, Any]:
-        "The orchestrator and what it depends on."
-        return {"status": "ok", "dependencies": {"signals": _reach(desk.signals), "execution": _reach(desk.execution)}}
+        "The orchestrator and what it depends on; `degraded` with its `problems` when something of it does not answer."
+        return health_of(desk)
 
     return app
 
@@ -406,8 +406,25 @@ async def without_database(_request: Request, error: Exception) -> Response:
     return web.problem(503, "Dependency error", "the database does not answer: ask again later", "DependencyError")
 
 
+def health_of(desk: Desk) -> dict[str, Any]:
+    "What the orchestrator needs for a run, and what of it does not answer."
+    asked = {"signals": desk.signals, "execution": desk.execution}
+    found = {name: _reach(client) for name, client in asked.items()} | {"database": _answers(desk.engine)}
+    problems = [f"{name}: {said}" for name, said in found.items() if said != "ok"]
+    return {"status": "degraded" if problems else "ok", "problems": problems, "dependencies": found}
+
+
 def _reach(client: Any) -> str:
     try:
         return str(client.call("GET", "/")["status"])
     except (DependencyError, RunFailed) as error:
         return one_line(error)
+
+
+def _answers(engine: Engine) -> str:
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+    except SQLAlchemyError as error:
+        return one_line(error)
+    return "ok"
