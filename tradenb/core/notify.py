@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, Row, func, insert, make_url, select, text, update
 
 from .clock import NEW_YORK, Clock, Stopwatch, SystemClock
-from .db import connect, default_url, notifications
+from .db import connect, database_url, notifications
 from .errors import one_line
 from .logs import bind, current_trace_id, get_logger
 from .settings import Settings
@@ -467,9 +467,9 @@ def notifier_of(
     clock: Clock | None = None,  # a person lives in real time, whatever the exchange's clock shows
 ) -> Notifier:
     "The notifier that the settings describe"
-    named, wanted = settings.core.database_url, settings.notify
+    wanted = settings.notify
     return Notifier(
-        named.get_secret_value() if named else default_url(settings.root),
+        database_url(settings),
         addresses(wanted.urls.get_secret_value()) if wanted.urls else (),
         tuple(wanted.on),
         timedelta(minutes=wanted.throttle_minutes),
