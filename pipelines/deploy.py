@@ -220,15 +220,15 @@ def worker_environment(settings: Settings, url: str) -> dict[str, str]:
 def main(arguments: list[str]) -> int:
     from pipelines.scheduler import prepare, server_of
 
+    if arguments not in ([], ["work"]):
+        print(__doc__, file=sys.stderr)
+        return ConfigError.exit_code
     try:
         settings = load()
         prepare(settings.root)
         url = server_of(settings)
         if url is None:
             raise ConfigError("no scheduler runs: start one by `make up`, or name one in prefect.api_url")
-        if arguments not in ([], ["work"]):
-            print(__doc__, file=sys.stderr)
-            return 3
         for name in register(settings, url):
             print(name, flush=True)
         if arguments:

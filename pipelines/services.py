@@ -22,7 +22,7 @@ import psutil
 from rich.console import Console
 
 from tradenb.core.clock import Stopwatch, sleep
-from tradenb.core.errors import PortTaken, ServiceUnavailable, TradenbError, one_line
+from tradenb.core.errors import ConfigError, PortTaken, ServiceUnavailable, TradenbError, one_line
 from tradenb.core.settings import Settings, find_file, load, variable
 from tradenb.core.storage import variables
 from tradenb.core.web import listen
@@ -277,13 +277,14 @@ def main(arguments: list[str]) -> int:
     action = {"up": up, "down": down}.get(" ".join(arguments))
     if action is None:
         print(__doc__, file=sys.stderr)
-        return 3
+        return ConfigError.exit_code
     try:
         action(load(), Console())
     except TradenbError as error:
         print(one_line(error), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        print("interrupted: what had started is stopped again", file=sys.stderr)
         return 130
     return 0
 

@@ -80,7 +80,7 @@ def test_the_lake_holds_what_the_exchange_s_feed_holds(settings_for: Callable[..
 
     day = next_session(AS_OF)
     to = new_york(next_session(day), 9).isoformat()
-    httpx.post(f"{exchange}/admin/clock", json={"to": to}, headers=HEADERS).raise_for_status()
+    httpx.post(f"{exchange}/admin/clock", json={"to": to}, headers=HEADERS, timeout=60).raise_for_status()
     again = ingest(settings, day)
     assert again.sessions == (day,)
     members = [s for s in members if s in set(MARKET.truth(day, day)["symbol"])]
@@ -100,7 +100,7 @@ def test_a_feed_that_stands_still_while_the_market_is_open_stops_the_run(
 ) -> None:
     "The exchange prints at the open and at the close alone: by eleven its newest data is ninety minutes old."
     to = new_york(next_session(AS_OF), 11)
-    httpx.post(f"{exchange}/admin/clock", json={"to": to.isoformat()}, headers=HEADERS).raise_for_status()
+    httpx.post(f"{exchange}/admin/clock", json={"to": to.isoformat()}, headers=HEADERS, timeout=60).raise_for_status()
     settings = settings_for()
     source, lake = open_source(settings), open_lake(settings)
     with pytest.raises(FreshnessError, match="newest data is 90 minutes old"):
@@ -113,7 +113,7 @@ def test_the_calendar_of_a_half_day_is_the_broker_s(settings_for: Callable[..., 
     half = next_session(AS_OF)
     source = open_source(settings_for())
     assert source.last_date == AS_OF == shift(half, -1)
-    httpx.post(f"{exchange}/admin/clock", json={"to": new_york(half, 13).isoformat()}, headers=HEADERS)
+    httpx.post(f"{exchange}/admin/clock", json={"to": new_york(half, 13).isoformat()}, headers=HEADERS, timeout=60)
     assert source.last_date == half
 
 

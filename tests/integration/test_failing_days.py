@@ -285,7 +285,9 @@ class Story:
         self._faults()
 
     def _faults(self, *rules: dict[str, Any]) -> None:
-        httpx.post(f"{self.exchange.url}/admin/faults", json={"rules": rules}, headers=HEADERS).raise_for_status()
+        httpx.post(
+            f"{self.exchange.url}/admin/faults", json={"rules": rules}, headers=HEADERS, timeout=60
+        ).raise_for_status()
 
     @contextlib.contextmanager
     def books(self) -> Iterator[None]:

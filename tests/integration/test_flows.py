@@ -38,7 +38,7 @@ def artifacts() -> dict[str, Any]:
     "The newest artifacts on the server, by key."
     from prefect.settings import PREFECT_API_URL
 
-    rows = httpx.post(f"{PREFECT_API_URL.value()}/artifacts/latest/filter", json={}).json()
+    rows = httpx.post(f"{PREFECT_API_URL.value()}/artifacts/latest/filter", json={}, timeout=60).json()
     return {row["key"]: row for row in rows}
 
 

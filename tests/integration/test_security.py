@@ -78,11 +78,11 @@ def test_errors_do_not_tell_keys(tmp_path: Path) -> None:
             answers = [
                 httpx.post(f"{url}/api/v1/orders", json=body | {"qty": "1"}, headers=headers, timeout=30),
                 httpx.post(f"{url}/api/v1/reconciliation", json={}, headers=headers, timeout=30),
-                httpx.post(f"{url}/api/v1/webhooks/orders", content=b"{}", headers=headers | {"X-Webhook-Timestamp": "1", "X-Webhook-Signature": f"sha256={'0' * 64}"}),
+                httpx.post(f"{url}/api/v1/webhooks/orders", content=b"{}", headers=headers | {"X-Webhook-Timestamp": "1", "X-Webhook-Signature": f"sha256={'0' * 64}"}, timeout=30),
             ]  # fmt: skip
             assert {answer.status_code // 100 for answer in answers} <= {4, 5}
             said += [answer.text + str(answer.headers) for answer in answers]
-        said += [httpx.get(f"{url}/{path}").text for path in ("health", "metrics", "openapi.json")]
+        said += [httpx.get(f"{url}/{path}", timeout=60).text for path in ("health", "metrics", "openapi.json")]
     configure("tests", tmp_path / "other")
     env |= {"TRADENB_CORE__DATABASE_URL": f"postgresql://nobody:{password}@127.0.0.1:9/nothing"}
     away = load({"core.root": str(tmp_path / "away")}, env=env, file=PROJECT / "settings.ini")

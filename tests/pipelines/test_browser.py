@@ -17,6 +17,7 @@ from tradenb.core.web import serving
 
 PROJECT = Path(__file__).resolve().parents[2]
 SECRET = "what nobody may read"
+WEB = httpx.Client(timeout=60)  # a busy machine takes its time
 
 
 @pytest.fixture(scope="module")
@@ -53,34 +54,34 @@ PAGE = "2024-01-03/2024-01-03-s/6_report.html"
 
 
 def test_a_page_is_shown_and_may_load_nothing(url: str) -> None:
-    answer = httpx.get(f"{url}/{PAGE}")
+    answer = WEB.get(f"{url}/{PAGE}")
     assert (answer.status_code, answer.text) == (200, "<h1>The day</h1>")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "default-src 'none'" in answer.headers["content-security-policy"]
-    assert httpx.head(f"{url}/{PAGE}").headers["content-length"] == str(len(answer.content))
+    assert WEB.head(f"{url}/{PAGE}").headers["content-length"] == str(len(answer.content))
 
 
 def test_what_is_no_page_is_saved_rather_than_shown(url: str) -> None:
-    answer = httpx.get(f"{url}/2024-01-03/2024-01-03-s/signals.parquet")
+    answer = WEB.get(f"{url}/2024-01-03/2024-01-03-s/signals.parquet")
     assert answer.headers["content-disposition"] == 'attachment; filename="signals.parquet"'
 
 
 def test_the_index_is_as_new_as_the_question(url: str, root: Path) -> None:
-    assert "no run yet" in httpx.get(url).text
+    assert "no run yet" in WEB.get(url).text
     assert not (root / "runs" / "index.html").exists()  # it reads, and never writes
-    assert httpx.get(f"{url}/index.html").text == httpx.get(url).text
+    assert WEB.get(f"{url}/index.html").text == WEB.get(url).text
 
 
 def test_it_is_alive_and_says_so(url: str) -> None:
-    assert httpx.get(f"{url}/health").json() == {"service": "reports", "status": "ok", "runs": 0}
-    assert httpx.get(f"{url}/metrics").status_code == 200
-    assert httpx.get(f"{url}/latest").status_code == 404
+    assert WEB.get(f"{url}/health").json() == {"service": "reports", "status": "ok", "runs": 0}
+    assert WEB.get(f"{url}/metrics").status_code == 200
+    assert WEB.get(f"{url}/latest").status_code == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 def test_nothing_can_be_changed_through_it(url: str, method: str) -> None:
-    assert httpx.request(method, f"{url}/{PAGE}").status_code == 405
+    assert WEB.request(method, f"{url}/{PAGE}").status_code == 405
 
 
 WAYS_OUT = [

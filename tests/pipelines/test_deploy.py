@@ -81,7 +81,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings,
 
 def on_server(url: str) -> dict[str, Any]:
     "The deployments there, by flow."
-    rows = httpx.post(f"{url}/deployments/filter", json={}).json()
+    rows = httpx.post(f"{url}/deployments/filter", json={}, timeout=60).json()
     return {row["entrypoint"].rpartition(".")[2]: row for row in rows}
 
 
@@ -93,11 +93,12 @@ def test_a_server_learns_all_flows_and_a_second_time_changes_nothing_but_the_tim
     assert {row["work_pool_name"] for row in first.values()} == {"tradenb"}
     assert [s["slug"] for s in first["daily"]["schedules"]] == ["every NYSE session"]
     assert first["train"]["schedules"][0]["schedule"]["cron"] == "0 6 * * SAT"
-    limit = httpx.get(f"{url}/v2/concurrency_limits/broker").json()
+    limit = httpx.get(f"{url}/v2/concurrency_limits/broker", timeout=60).json()
     assert (limit["limit"], limit["active"]) == (1, True)
 
     (schedule,) = first["train"]["schedules"]
-    httpx.patch(f"{url}/deployments/{first['train']['id']}/schedules/{schedule['id']}", json={"active": False})
+    at = f"{url}/deployments/{first['train']['id']}/schedules/{schedule['id']}"
+    httpx.patch(at, json={"active": False}, timeout=60).raise_for_status()
     later = load({"core.root": settings.root, "schedule.train": "fri 18:30", "schedule.reconcile_minutes": 0}, env={})
     register(later, url)
     second = on_server(url)
