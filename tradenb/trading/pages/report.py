@@ -153,7 +153,7 @@ def _since_start(day: DayReport) -> str:
     since = text_of(float(day.account.end_equity) / start - 1, "change") if start else "first day"
     return f"since the first close: {since}"
 
-# %% ../../../nbs/trading/pages/08_report.ipynb #289fee57
+# %% ../../../nbs/trading/pages/08_report.ipynb #5a7f043b
 Facts = Mapping[
     str, Any
 ]  # A run's summary, its account at the close under `account`, and each stage's result under its name
@@ -188,7 +188,7 @@ def _exposure(sign: int) -> Callable[[Facts], Any]:
 
     return read
 
-
+# %% ../../../nbs/trading/pages/08_report.ipynb #289fee57
 COMPARED = (
     Figure("P&L", lambda f: None if f.get("pnl") is None else float(f["pnl"]), "pnl"),
     Figure("Return", _of("daily_return"), "change"),
@@ -227,7 +227,7 @@ def _difference(figure: Figure, before: Any, now: Any) -> str:
     text = text_of(now - before, figure.moved)
     return "the same" if now == before else text if text[0] in "+−" else f"+{text}"
 
-
+# %% ../../../nbs/trading/pages/08_report.ipynb #122dd299
 def facts_of(engine: Engine, row: Row[Any]) -> Facts:
     "What is compared of a run."
     stages = {name: stage.result or {} for name, stage in records.stages(engine, row.run_id).items()}
