@@ -1,6 +1,5 @@
 """The life of models from the command line: what `tradenb model` asks of the registry, and what it shows."""
 
-import getpass
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,11 +29,6 @@ def registry_of(settings: Settings) -> Registry:
 def writable(settings: Settings) -> Registry:
     "The registry, to change: with the platform's database, which gets a copy of the history."
     return open_registry(settings, migrate(connect(database_url(settings))))
-
-
-def somebody(who: str | None) -> str:
-    "The name that was given, or the user's of this machine."
-    return who or getpass.getuser()
 
 
 def card_of(settings: Settings) -> ModelCard:

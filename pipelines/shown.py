@@ -11,6 +11,7 @@ from uuid import UUID
 
 from tradenb.core.errors import ReconciliationBreak, one_line
 from tradenb.core.logs import get_logger
+from tradenb.core.notify import page_link
 from tradenb.core.settings import Settings
 from tradenb.trading import records
 from tradenb.trading.pages.common import STAGES as PAGES
@@ -43,8 +44,7 @@ def logger() -> Callable[[str], None]:
 
 def address(settings: Settings, page: Path) -> str:
     "Where a page of the reports can be opened: in the report browser where there is one, else the file itself."
-    base = settings.reports.link.rstrip("/")
-    return f"{base}/{page.relative_to(settings.root / 'runs').as_posix()}" if base else page.as_uri()
+    return page_link(settings, page) if settings.reports.link else page.as_uri()
 
 
 # ---- a day

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DAY', 'ORDERS', 'DATA', 'SERVICES', 'Set', 'Source', 'Symbols', 'Capital', 'Day', 'Verbose', 'Since', 'Names', 'AsOf',
-           'Output', 'Limit', 'settings_from', 'date_of', 'parse_day', 'on_record']
+           'Output', 'Limit', 'Why', 'Who', 'somebody', 'settings_from', 'date_of', 'parse_day', 'on_record']
 
 # %% ../../nbs/cli/01_options.ipynb #80d74663
 from collections.abc import Iterator
@@ -47,6 +47,17 @@ AsOf = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the answer to FILE: .csv, .parquet or .json.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Rows at most. Default: 40 on a terminal, otherwise all.")]
+
+# %% ../../nbs/cli/01_options.ipynb #ba3e6e78
+Why = Annotated[str, typer.Option(metavar="TEXT", help="The reason; kept for good.")]
+Who = Annotated[str | None, typer.Option(metavar="NAME", help="Who answers for it. Default: this machine's user.")]
+
+
+def somebody(who: str | None) -> str:
+    "The name that the history keeps"
+    import getpass
+
+    return who or getpass.getuser()
 
 # %% ../../nbs/cli/01_options.ipynb #749ef17a
 def settings_from(options: list[str] | None, **named: Any) -> "Settings":
