@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from ..core import web
 from ..core.clock import Clock
-from ..core.db import connect, default_url, migrate
+from ..core.db import connect, database_url, migrate
 from ..core.errors import one_line
 from ..core.logs import get_logger
 from ..core.settings import Settings
@@ -68,8 +68,7 @@ def create_app(
     engine: Engine | None = None,  # by default the settings' database, migrated and closed by the application
 ) -> FastAPI:
     "The execution service; `ConfigError` without keys, `DependencyError` without a database"
-    url = settings.core.database_url
-    own = engine or migrate(connect(url.get_secret_value() if url else default_url(settings.root)))
+    own = engine or migrate(connect(database_url(settings)))
     desk = make_desk(settings, clock, own, broker_url)
 
     @contextlib.asynccontextmanager
