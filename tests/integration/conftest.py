@@ -167,14 +167,21 @@ def environment(values: dict[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-@pytest.fixture(scope="session")
-def first_day(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    "A root after one finished day, made once for all workers; never change it."
+@contextmanager
+def folder_of_all_workers(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    "A folder that the workers of a session share; one of them at a time is within the block."
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "first_day"
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / name
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def first_day(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A root after one finished day, made once for all workers; never change it."
+    with folder_of_all_workers(tmp_path_factory, "first_day") as folder:
         if not (folder / "done").exists():
             shutil.rmtree(folder / "data", ignore_errors=True)
             Desk(folder / "data").day(FIRST)

@@ -4,7 +4,6 @@ TRADENB_TEST_OUTAGE_S=30 is the long form: the database is away for that many se
 """
 
 import contextlib
-import fcntl
 import http.server
 import json
 import os
@@ -25,7 +24,7 @@ import polars as pl
 import pytest
 from sqlalchemy import create_engine, text
 
-from tests.integration.conftest import Desk
+from tests.integration.conftest import Desk, folder_of_all_workers
 from tests.trading.short_training import SHORT
 from tradenb.core import db, web
 from tradenb.core.calendar import sessions
@@ -353,11 +352,7 @@ def live_through(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def day(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     "What happened on that day, lived through once for all workers."
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "failing_days"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with folder_of_all_workers(tmp_path_factory, "failing_days") as folder:
         if not (folder / "day.json").exists():
             (folder / "day.json").write_text(json.dumps(live_through(folder), default=str))
     return json.loads((folder / "day.json").read_text())
