@@ -22,6 +22,7 @@ from tradenb.core.db import connect, default_url, migrate, run_signals, runs
 from tradenb.core.errors import InputError, LakeError, NoModelError
 from tradenb.core.settings import Settings
 from tradenb.market.lake import open_lake
+from tradenb.market.tables import conform
 from tradenb.models.registry import open_registry, stored
 from tradenb.portfolio.sizing import PlannedOrder
 from tradenb.trading import records
@@ -317,6 +318,25 @@ def test_later_sessions_and_later_events_are_no_difference(house: House) -> None
         draft.record(TRADED, "later", at)
     beside = compare(house.replay())
     assert (beside.facts.height, beside.features.height, beside.differences) == (0, 0, ())
+
+
+def test_an_event_of_the_day_itself_is_a_difference_only_where_it_was_told_otherwise(house: House) -> None:
+    "What it adjusts by can be derived only once the day has a bar; what was told of it was known before."
+    lake, at = open_lake(house.settings()), records.require(house.engine, RUN).started_at
+    bars = lake.read("bars", AS_OF, AS_OF, columns=["symbol", "close"])
+    symbol, close = bars.row(0)
+    derived = pl.DataFrame([dict(symbol=symbol, ex_date=TRADED, ratio=1.0, cash=0.01 * close, spun=0.0, spun_on=None, prev_date=AS_OF, prev_close=close, date=TRADED, close=close)], lake.read("adjustments").schema)  # fmt: skip
+    told = pl.DataFrame([dict(symbol=symbol, ex_date=TRADED, kind="dividend", ratio=1.0, cash=0.01 * close)])
+    with lake.writing() as draft:
+        draft.merge("adjustments", derived)
+        draft.record(TRADED, "later", at)
+    assert compare(house.replay()).facts.is_empty()
+    with lake.writing() as draft:
+        draft.merge("corporate_actions", conform("corporate_actions", told).drop("year"))
+        draft.record(TRADED, "corrected", at)
+    facts = compare(house.replay()).facts
+    assert set(facts["table"]) == {"corporate_actions"} and set(facts["symbol"]) == {symbol}
+    assert facts.filter(pl.col("field") == "kind")["now"].item() == "dividend"
 
 
 def test_a_vintage_whose_files_are_gone_cannot_be_replayed_and_says_which_table(house: House) -> None:
