@@ -18,9 +18,10 @@ from sqlalchemy import Engine
 from pipelines.benchmarks._servers import KEY, Running, place, server
 from tradenb.core.clock import SimulatedClock, new_york, sleep
 from tradenb.core.errors import TradenbError
-from tradenb.execution.broker import Broker, BrokerOrder, alpaca_client
+from tradenb.execution.broker import Broker, BrokerOrder, Confirmed, alpaca_client
 from tradenb.execution.gateway import Gateway
-from tradenb.execution.kill import Books, Done, Kill, open_books, smaller
+from tradenb.execution.intents import Admission, new_order
+from tradenb.execution.kill import Books, Done, Kill, closing_name, open_books, smaller
 from tradenb.execution.ledger import Ledger
 from tradenb.execution.orders import OrderIntent, Side, TimeInForce
 from tradenb.execution.states import OrderStatus
@@ -151,6 +152,20 @@ def test_while_the_market_is_open_it_does_not_stop_before_everything_is_closed(
         built.step(new_york(NEXT, 16, 30))
         done = killer(built, engine, clock).turn(Level.FLATTEN, "ann")
     assert (held(built), done.exit_code, never_flipped(built)) == ({}, 0, True)
+
+
+def test_a_closing_order_named_for_the_session_before_is_the_one_that_works(
+    built: Market, engine: Engine, clock: SimulatedClock, intent: Callable[..., OrderIntent]
+) -> None:
+    "It left in the moment of the close: the broker keeps it for the next session, under its old name."
+    late = intent("S02", 200, side=Side.BUY, time_in_force=TimeInForce.DAY)
+    before = new_order(late, Admission(closing_name(DAY, "S02", 1)), None, clock.now())
+    assert isinstance(built.broker().submit(before), Confirmed)
+    done = killer(built, engine, clock).turn(Level.FLATTEN, "ann")
+    assert sorted(name.split("-")[2] for name in done.sent) == ["S01", "S03", "S04"]
+    built.step(OPEN)
+    last = killer(built, engine, clock).turn(Level.FLATTEN, "ann")
+    assert (held(built), last.exit_code, never_flipped(built)) == ({}, 0, True)
 
 
 def test_a_closing_order_that_would_close_too_much_is_taken_back(

@@ -26,7 +26,13 @@ class Sent:
     at: datetime | None = None
     by: Process | None = None
     refused: bool = False  # the broker said no, at least once
-    open: set[int] = field(default_factory=set)  # numbers of POSTs that wait for an answer
+    open: dict[int, Process] = field(
+        default_factory=dict
+    )  # POSTs that wait for an answer, by number; the dead wait for ever
+
+    def waits(self, sender: Process) -> Process | None:
+        "Another living process that waits for its answer."
+        return next((process for process in self.open.values() if process.alive and process is not sender), None)
 
 
 class Monitors:
@@ -74,17 +80,17 @@ class Monitors:
         if name in world.wanted:
             self._as_wanted(name, order)
         if sent.by is not None:
-            other = sent.by is not packet.sender and sent.by.alive and bool(sent.open)
-            if other and self.steady(sent.by) and self.steady(packet.sender):
+            other = sent.waits(packet.sender)
+            if other and self.steady(other) and self.steady(packet.sender):
                 self.tell(
-                    "TWO_SENDERS", f"{name} is sent by {packet.sender.name} while {sent.by.name} waits for an answer"
+                    "TWO_SENDERS", f"{name} is sent by {packet.sender.name} while {other.name} waits for an answer"
                 )
             elif sent.doubt and not other and not self.overtaken(packet, sent):
                 self.tell("BLIND_RESEND", f"{name} is sent again and nobody asked what became of the first time")
         if stored:
             self._switch(packet, name, *stored[0])
         sent.doubt, sent.at, sent.by = True, world.now, packet.sender
-        sent.open.add(packet.number)
+        sent.open[packet.number] = packet.sender
 
     def _as_wanted(self, name: str, order: dict[str, Any]) -> None:
         intent = self.world.wanted[name].intent
@@ -120,7 +126,7 @@ class Monitors:
             if sent and sent.at and sent.at <= asked[1]:
                 sent.doubt = False
         if packet.order and (sent := self.orders.get(str(packet.order.get("client_order_id")))):
-            sent.open.discard(packet.number)
+            sent.open.pop(packet.number, None)
             sent.refused |= answer is not None and 400 <= answer.status < 429 and answer.judged
             if answer is not None and answer.judged and not sent.open:
                 sent.doubt = False

@@ -63,4 +63,9 @@ SEEDS = (
         4,
         "An order restated by a split had filled, its event was dropped and its history came late: nothing could prove the shares, and trading was halted.",
     ),
+    Found(
+        1908,
+        3,
+        "A closing order of the kill switch that left just after the close kept its old session's name: the next command did not know it, and closed once more.",
+    ),
 )

@@ -316,16 +316,18 @@ class Closing(Canceling):
 
     def step(self, done: Done, day: date) -> None:
         "One round over all that is held: look what is under way, then close the rest"
+        closing = {order.symbol: order for order in self.broker.open_orders() if is_closing(order)}  # of any session
         attempts = {symbol: self.attempt(day, symbol) for symbol in self.positions(done)}
         done.held = self.positions(done)  # read after the attempts: that order is what makes it safe
         for symbol, qty in sorted(done.held.items()):
             found = attempts.get(symbol)
             if found is None or self.refusals.get(symbol, 0) >= 3:
                 continue
-            if found.working is None:
+            working = found.working or closing.get(symbol)
+            if working is None:
                 self._close(done, day, symbol, qty, found.number)
-            elif left_of(found.working) > abs(qty) or Side(found.working.side).sign * qty > 0:
-                self._cancel(done, found.working)
+            elif left_of(working) > abs(qty) or Side(working.side).sign * qty > 0:
+                self._cancel(done, working)
 
     def _close(self, done: Done, day: date, symbol: str, qty: Decimal, number: int) -> None:
         name, side = closing_name(day, symbol, number), Side.SELL if qty > 0 else Side.BUY
@@ -362,11 +364,10 @@ class Closing(Canceling):
     def flatten(self, done: Done) -> None:
         "Close what is held, and wait until it is; not for a market that is shut"
         self.refusals, clock = {}, self.broker.clock()
-        day = session_at(clock)
         for look in range(self.looks):
             if look:
                 self.pause(self.pause_s)
-            self.step(done, day)
+            self.step(done, session_at(clock))
             clock = self.broker.clock()
             if not done.held or not clock.is_open:
                 break
