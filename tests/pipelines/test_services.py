@@ -61,7 +61,9 @@ def test_a_program_is_waited_for_until_it_answers_and_ends_with_all_that_it_bega
 
 
 def test_a_program_that_ends_while_it_starts_is_told_with_its_last_words(root: Path) -> None:
-    broken = python("-c", "print('first'); raise SystemExit('no licence')", web=f"http://127.0.0.1:{free_port()}/")
+    broken = python(
+        "-c", "print('first', flush=True); raise SystemExit('no licence')", web=f"http://127.0.0.1:{free_port()}/"
+    )
     with pytest.raises(ServiceUnavailable, match=r"program ended while starting: no licence \(.*up-program.txt"):
         wait(broken, launch(broken, root), root)
 

@@ -185,8 +185,8 @@ def _open_switch(real: Any) -> Any:
 def _sized_by_the_book(real: Any) -> Any:
     "Flatten starts a new closing order without looking whether one works."
 
-    def attempt(self: Any, day: Any, symbol: str) -> Any:
-        found = real(self, day, symbol)
+    def attempt(self: Any, day: Any, symbol: str, closing: Any) -> Any:
+        found = real(self, day, symbol, closing)
         return replace(found, working=None, number=found.number + (found.working is not None))
 
     return attempt

@@ -7,7 +7,7 @@ __all__ = ['PATIENCE_S', 'T', 'PREFIX', 'CENT', 'Done', 'open_books', 'Books', '
            'smaller', 'share_of', 'burning', 'Canceling', 'closing_name', 'session_at', 'Attempt', 'Closing', 'Kill']
 
 # %% ../../nbs/execution/16_kill.ipynb #a0d52f96
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import Decimal
@@ -305,29 +305,28 @@ class Closing(Canceling):
 
     refusals: dict[str, int]
 
-    def attempt(self, day: date, symbol: str) -> Attempt:
-        "Ask the broker for the closing orders of a symbol, one after the other"
+    def attempt(self, day: date, symbol: str, closing: Mapping[str, BrokerOrder]) -> Attempt:
+        "Ask the broker for the closing orders of a symbol, one after the other; `closing` are those of any session that work"
         number = 1
         while found := self.broker.find(closing_name(day, symbol, number)):
             if may_fill(found):
                 return Attempt(number, found)
             number += 1
-        return Attempt(number, None)
+        return Attempt(number, closing.get(symbol))
 
     def step(self, done: Done, day: date) -> None:
         "One round over all that is held: look what is under way, then close the rest"
-        closing = {order.symbol: order for order in self.broker.open_orders() if is_closing(order)}  # of any session
-        attempts = {symbol: self.attempt(day, symbol) for symbol in self.positions(done)}
+        closing = {order.symbol: order for order in self.broker.open_orders() if is_closing(order)}
+        attempts = {symbol: self.attempt(day, symbol, closing) for symbol in self.positions(done)}
         done.held = self.positions(done)  # read after the attempts: that order is what makes it safe
         for symbol, qty in sorted(done.held.items()):
             found = attempts.get(symbol)
             if found is None or self.refusals.get(symbol, 0) >= 3:
                 continue
-            working = found.working or closing.get(symbol)
-            if working is None:
+            if found.working is None:
                 self._close(done, day, symbol, qty, found.number)
-            elif left_of(working) > abs(qty) or Side(working.side).sign * qty > 0:
-                self._cancel(done, working)
+            elif left_of(found.working) > abs(qty) or Side(found.working.side).sign * qty > 0:
+                self._cancel(done, found.working)
 
     def _close(self, done: Done, day: date, symbol: str, qty: Decimal, number: int) -> None:
         name, side = closing_name(day, symbol, number), Side.SELL if qty > 0 else Side.BUY
