@@ -291,17 +291,23 @@ def test_whoever_took_the_order_by_his_own_clock_is_the_one_who_sends_it(
     assert (order.status, order.lease_owner, wire.posts) == (OrderStatus.PENDING_NEW, "second", 0)
 
 
+def overtaken(ledger: Ledger, clock: SimulatedClock, name: str, gives_back: bool = False) -> Callable[[float], None]:
+    "A wait so long that another gateway takes the order's lease, and perhaps gives it back."
+
+    def wait(seconds: float) -> None:
+        clock.advance(timedelta(minutes=5))
+        assert ledger.claim(name, "second", clock.now() + timedelta(minutes=5))
+        if gives_back:
+            ledger.release(name, "second")
+
+    return wait
+
+
 def test_a_lease_that_was_taken_and_given_back_meanwhile_is_lost(
     ledger: Ledger, wire: Any, intent: Make, clock: SimulatedClock
 ) -> None:
-    name = intent().client_order_id
-
-    def sleep_long(seconds: float) -> None:
-        clock.advance(timedelta(minutes=5))
-        assert ledger.claim(name, "second", clock.now() + timedelta(minutes=5))
-        ledger.release(name, "second")
-
-    broker = Broker(alpaca_client(wire.url, "K", "S", 20), wire.url, attempts=2, sleep=sleep_long)
+    wait = overtaken(ledger, clock, intent().client_order_id, gives_back=True)
+    broker = Broker(alpaca_client(wire.url, "K", "S", 20), wire.url, attempts=2, sleep=wait)
     wire.script = ["503", "ok"]
     order, _ = Gateway(ledger, broker, owner="first").submit(intent())
     assert (order.status, order.lease_owner, wire.posts) == (OrderStatus.PENDING_NEW, None, 1)
@@ -311,12 +317,8 @@ def test_a_gateway_that_wakes_up_late_does_not_give_away_somebody_elses_lease(
     ledger: Ledger, wire: Any, intent: Make, clock: SimulatedClock
 ) -> None:
     name = intent().client_order_id
-
-    def sleep_long(seconds: float) -> None:
-        clock.advance(timedelta(minutes=5))
-        assert ledger.claim(name, "second", clock.now() + timedelta(minutes=5))
-
-    broker = Broker(alpaca_client(wire.url, "K", "S", 1), wire.url, attempts=2, sleep=sleep_long)
+    wait = overtaken(ledger, clock, name)
+    broker = Broker(alpaca_client(wire.url, "K", "S", 1), wire.url, attempts=2, sleep=wait)
     wire.script, wire.get_script = ["taken, 504"], ["503"]
     with pytest.raises(BrokerUnavailable, match="outcome unknown"):
         Gateway(ledger, broker, owner="first").submit(intent())
