@@ -39,6 +39,13 @@ def test_a_block_is_set_seen_and_released_without_gateway_and_broker(tell: Tell)
     assert code == 0 and "release of * by bob" in out and "still in force: block of symbol:AAPL" in out
 
 
+def test_what_is_in_force_is_told_without_the_broker_s_keys(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell("block", "--why", "drill", "--who", "ann")
+    monkeypatch.delenv("TRADENB_EXECUTION__BROKER_SECRET")
+    code, out, err = tell("status")
+    assert code == 3 and "drill" in out and "TRADENB_EXECUTION__BROKER_SECRET" in err
+
+
 def test_engaging_never_weakens_and_release_goes_down_by_name(tell: Tell) -> None:
     tell("block")
     assert tell("reduce")[1] == "*: block in force\n"

@@ -154,11 +154,11 @@ def kill_status(overrides: Set = None) -> None:
     "What is in force, and what works and is held at the broker."
     settings = settings_from(overrides)
     rows = told("the database", lambda: books_of(settings).switch.state())
+    show_state(rows)  # first of all: it needs no broker, and no keys
     kill = kill_of(settings, "*")
     kill.broker.attempts = 1
     orders = told("the broker", kill.broker.open_orders)
     positions = told("the broker", kill.broker.positions) if orders is not None else None
-    show_state(rows)
     if orders is not None and positions is not None:
         console().print(f"at the broker: {len(orders)} open orders, {len(positions)} positions", markup=False)
     if rows is None or orders is None:
