@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.logged import lines, logging_to
 from tradenb.core import calendar
 from tradenb.core.clock import Stopwatch, sleep
 from tradenb.core.errors import ModelError, NoModelError, ServiceUnavailable, TradenbError
@@ -248,13 +249,17 @@ def test_a_service_that_starts_without_its_registry_answers_when_it_is_there(hou
         assert refused.status_code == 503
 
 
-def test_a_deactivation_stops_the_answers_and_an_activation_begins_them_again(house):
+def test_a_deactivation_stops_the_answers_and_an_activation_begins_them_again(house, tmp_path):
     house.registry.activate(house.versions[0], "test", "start")
     holder = ModelHolder(house.registry, house.clock)
     holder.reload()
     house.registry.deactivate("test", "halt")
-    with pytest.raises(NoModelError):
-        holder.reload()
+    with logging_to(tmp_path):
+        for one in (holder, holder, ModelHolder(house.registry, house.clock)):  # a second look, a first start
+            with pytest.raises(NoModelError):
+                one.reload()
+    told = [(line["event"], line["context"]) for line in lines(tmp_path)]
+    assert told == [("model_deactivated", {"before": house.versions[0]})]  # nothing changed the other times
     with pytest.raises(TradenbError):
         holder.get()
     house.registry.activate(house.versions[0], "test", "again")

@@ -110,7 +110,8 @@ class ModelHolder:
             return before.model is not None
         error = NoModelError(f"no model of {self.registry.name} is active: activate one, or run `tradenb train`")
         self.served = replace(before, model=None, since=None).failed(error, self.clock.now())
-        get_logger("signals").warning("model_deactivated", before=_version(before))
+        if before.model is not None:
+            get_logger("signals").warning("model_deactivated", before=_version(before))
         raise error
 
     def get(self) -> LoadedModel:
