@@ -343,7 +343,7 @@ def test_without_a_day_the_universe_is_that_of_the_newest_session(tell: Tell) ->
         (["sql", "select 1", "--vintage", "99"], 2, "no vintage 99"),
         (["sql", "select 1", "--vintage", "x"], 3, "--vintage"),
         (["sql", "select 1", "--as-of", "1.1.2019"], 3, "write it as"),
-        (["sql", "select 1", "--as-of", "2001-01-01"], 2, "2001-01-01"),
+        (["sql", "select 1", "--as-of", "2001-01-01"], 2, "tradenb lake vintages"),
         (["sql", "select 1", "--run", "2019-01-02-x"], 3, "unknown run"),
         (["sql", "select 1", "--vintage", "1", "--as-of", "2019-12-02"], 3, "give one of them"),
         (["sql", "select 1", "--output", "answer.xlsx"], 3, ".parquet"),

@@ -297,7 +297,7 @@ BAD = pl.DataFrame({"symbol": ["A"], "date": DAYS[:1], **{price: ["dear"] for pr
         (lambda lake, draft: lake.read("prices"), "its tables are"),
         (lambda lake, draft: lake.at({"bars": 3}).read("bars"), "never written"),
         (lambda lake, draft: lake.at(7), "there is no vintage 7"),
-        (lambda lake, draft: lake.known(date(1999, 1, 4)), "nothing was recorded"),
+        (lambda lake, draft: lake.known(date(1999, 1, 4)), "knew nothing on 1999-01-04"),
         (lambda lake, draft: lake.at({}).writing().__enter__(), "read only"),
         (lambda lake, draft: lake.sql("selec 1"), "the query failed"),
         (lambda lake, draft: draft.record(None, "test", NOW), "say up to which session"),

@@ -170,10 +170,12 @@ class Versioned:
 
     def known(self, day: date) -> Self:
         "The same as it was known on `day`: at the last vintage recorded for a session up to it."
-        rows = self.vintages().filter(pl.col("as_of") <= day)
-        if rows.is_empty():
-            raise LakeError(f"nothing was recorded for a session up to {day}: see `Lake.vintages()` for what there is")
-        return self.at(json.loads(rows["tables"][-1]))
+        rows = self.vintages()
+        known = rows.filter(pl.col("as_of") <= day)
+        if known.is_empty():
+            first = f"the first session is {rows['as_of'].min()}" if len(rows) else "nothing was recorded yet"
+            raise LakeError(f"the lake knew nothing on {day}: {first} (`tradenb lake vintages` lists what there is)")
+        return self.at(json.loads(known["tables"][-1]))
 
     def vintage(self) -> Vintage:
         "The versions that are read, together; none where nothing was ever recorded."
