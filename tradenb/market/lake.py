@@ -173,8 +173,9 @@ class Versioned:
         rows = self.vintages()
         known = rows.filter(pl.col("as_of") <= day)
         if known.is_empty():
-            first = f"the first session is {rows['as_of'].min()}" if len(rows) else "nothing was recorded yet"
-            raise LakeError(f"the lake knew nothing on {day}: {first} (`tradenb lake vintages` lists what there is)")
+            first = rows.select(pl.min("as_of")).item()
+            there = f"its first session is {first}" if first else "nothing was recorded yet"
+            raise LakeError(f"the lake knew nothing on {day}: {there} (`tradenb lake vintages` lists what there is)")
         return self.at(json.loads(known["tables"][-1]))
 
     def vintage(self) -> Vintage:
