@@ -16,8 +16,10 @@ from sqlalchemy import insert
 
 from pipelines.flows import LINKS, render_stopped, report_path
 from pipelines.render import external_requests
+from tests.logged import logging_to
 from tradenb.core.clock import SystemClock
 from tradenb.core.db import orders as order_table
+from tradenb.core.logs import bind, get_logger
 from tradenb.core.report import NEAR, Use
 from tradenb.core.settings import Settings
 from tradenb.models.inference import newey_west
@@ -415,6 +417,37 @@ def test_a_run_that_stopped_has_the_page_that_everybody_has_the_link_to(make_set
         assert text in html
     assert external_requests(html) == []
     assert all(f">{title}<" in html for title, _ in LINKS)
+    run.engine.dispose()
+
+
+def test_the_page_of_the_day_says_what_the_log_of_its_run_complains_of(make_settings: Callable[..., Settings]) -> None:
+    chosen = make_settings()
+    run, trace = start_run(chosen, DAY), None
+    assert "has no warning and no error" in report.log_table(run).html
+    with logging_to(chosen.root / "logs"):
+        for trace in ("f" * 32, run.row.trace_id):  # another run's are not told
+            with bind(trace_id=trace):
+                get_logger("execution").info("order_sent", symbol="BED")
+                for symbol in NAMES:
+                    get_logger("execution").warning("order_denied", symbol=symbol, code="<KILL>")
+        for number in range(15):
+            get_logger("signals").error(f"event_{number}", trace_id=run.row.trace_id)
+    html = report.log_table(run).html
+    assert (
+        html.count("order_denied") == 0
+        and f"and 4 more: <code>tradenb logs --trace {run.row.trace_id} --level warning" in html
+    )
+    block = report.log_block(report.logged(run), "", most=20).html
+    assert block.count("order_denied") == 1 and f"symbol={', '.join(NAMES)}; code=&lt;KILL&gt;" in block
+    assert external_requests(html) == [] and "order_sent" not in block
+    run.engine.dispose()
+
+
+def test_a_log_that_cannot_be_read_costs_the_page_its_table_only(make_settings: Callable[..., Settings]) -> None:
+    chosen = make_settings()
+    run = start_run(chosen, DAY)
+    (chosen.root / "logs" / f"run-{SystemClock().now():%Y-%m-%d}.jsonl").mkdir(parents=True)
+    assert "could not be read" in report.log_table(run).html
     run.engine.dispose()
 
 

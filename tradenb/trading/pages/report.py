@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'Facts', 'COMPARED', 'STORY', 'NOTHING_HELD', 'NAME', 'ALWAYS', 'ALL', 'GAP', 'SAID', 'STAGE_ROW',
-           'STAGE', 'COLUMNS', 'IN_FLIGHT', 'NOTEBOOK', 'verdict_of', 'previous_summary', 'elsewhere_found', 'opening',
-           'sentences', 'figures', 'Figure', 'changes', 'facts_of', 'since_before', 'changes_table', 'pnl_parts',
-           'pnl_waterfall', 'pnl_charts', 'ends_chart', 'sectors_chart', 'names_table', 'growth_chart', 'causes_chart',
-           'gap_block', 'gap_table', 'exposure', 'stage_fact', 'stages_block', 'day_stages', 'sessions_frame',
-           'recent_summaries', 'sessions_table', 'provenance', 'universe_text', 'stopped_at', 'stopped_findings',
-           'orders_sent', 'stopped']
+           'STAGE', 'LOGGED', 'COLUMNS', 'IN_FLIGHT', 'NOTEBOOK', 'verdict_of', 'previous_summary', 'elsewhere_found',
+           'opening', 'sentences', 'figures', 'Figure', 'changes', 'facts_of', 'since_before', 'changes_table',
+           'pnl_parts', 'pnl_waterfall', 'pnl_charts', 'ends_chart', 'sectors_chart', 'names_table', 'growth_chart',
+           'causes_chart', 'gap_block', 'gap_table', 'exposure', 'stage_fact', 'stages_block', 'day_stages', 'logged',
+           'log_block', 'log_table', 'sessions_frame', 'recent_summaries', 'sessions_table', 'provenance',
+           'universe_text', 'stopped_at', 'stopped_findings', 'orders_sent', 'stopped']
 
 # %% ../../../nbs/trading/pages/08_report.ipynb #74145c01
 import re
@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
+from html import escape
 from typing import Any
 
 import polars as pl
@@ -24,6 +25,8 @@ from sqlalchemy import Engine, Row, func, select
 
 from ...core.calendar import previous_session
 from ...core.db import orders
+from ...core.errors import one_line
+from ...core.logbook import Question, alike, ask
 from tradenb.core.report import (
     HALF,
     Block,
@@ -471,6 +474,48 @@ def day_stages(day: DayReport) -> Block:
     done = records.stages(day.run.engine, day.run.run_id)
     return stages_block([(name, row.status, row.seconds, row.result or {}) for name, row in done.items()])
 
+# %% ../../../nbs/trading/pages/08_report.ipynb #0013af69
+LOGGED: dict[str, Column] = {
+    "at": ("Time (UTC)", "date"),
+    "level": ("Level", "text"),
+    "service": ("Service", "text"),
+    "event": ("Event", "text"),
+    "said": ("What it says", "text"),
+    "times": ("Lines", "integer"),
+}
+
+
+def logged(run: Run) -> pl.DataFrame:  # Lines as `ask` gives them
+    "The warnings and errors of the run's log so far."
+    asked = Question(trace=run.row.trace_id, level="warning", since=run.row.started_at)
+    return ask(run.settings.root / "logs", asked)
+
+
+def log_block(
+    found: pl.DataFrame,  # Lines as `ask` gives them
+    whole: str,  # What to type for all of them
+    most: int = 12,
+) -> Block:
+    "Warnings and errors, the same ones in one row; a sentence where there are none."
+    rows = alike(found)
+    if rows.is_empty():
+        return note("The log of this run has no warning and no error.")
+    at = pl.col("timestamp").str.slice(0, 19).str.replace("T", " ")
+    tint: Callable[[Mapping[str, Any]], Tint | None] = lambda row: None if row["level"] == "warning" else "bad"
+    block = columns(rows.head(most).with_columns(at=at), LOGGED, "Warnings and errors in the log", tint)
+    more = Block(f"<p class=tn-note>and {rows.height - most} more: <code>{escape(whole)}</code></p>")
+    return stacked(block, more) if rows.height > most else block
+
+
+def log_table(run: Run) -> Block:
+    "What the run's log complains of."
+    from duckdb import Error
+
+    try:
+        return log_block(logged(run), f"tradenb logs --trace {run.row.trace_id} --level warning")
+    except (Error, OSError) as error:
+        return note(f"The log could not be read: {one_line(error)}", "warning")
+
 # %% ../../../nbs/trading/pages/08_report.ipynb #0e7d20c0
 COLUMNS: dict[str, type] = {
     "pnl": float,
@@ -595,5 +640,6 @@ def stopped(run: Run) -> Block:
         headline("The day", subtitle(run), "red", found),
         Block("<h2>How far it came</h2>"),
         stages_block(rows) if rows else note("No stage had begun."),
+        log_table(run),
         facts(elsewhere(run), "Where to look further"),
     )
