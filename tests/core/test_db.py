@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -36,8 +37,13 @@ def test_migrating_twice_changes_nothing(engine: Engine) -> None:
         assert connection.execute(select(db.cash_events.c.event_id)).scalars().all() == ["one"]
 
 
-def test_two_processes_may_migrate_at_once(database_url: str) -> None:
-    engines = [db.connect(database_url) for _ in range(4)]
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/t.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+
+
+def test_four_that_migrate_an_empty_database_at_once_all_find_it_migrated(empty_url: str) -> None:
+    engines = [db.connect(empty_url) for _ in range(4)]
     failures: list[Exception] = []
 
     def migrate(engine: Engine) -> None:

@@ -45,13 +45,6 @@ MON, TUE, WED = date(2024, 1, 8), date(2024, 1, 9), date(2024, 1, 10)
 ZERO = Decimal(0)
 
 
-@pytest.fixture
-def engine(database_url: str) -> Any:
-    made = db.migrate(db.connect(database_url))
-    yield made
-    made.dispose()
-
-
 def at(day: date, hour: int = 21) -> datetime:
     return datetime(day.year, day.month, day.day, hour, tzinfo=UTC)
 
