@@ -65,13 +65,13 @@ class DayFailed(RunFailed):
 
 @contextmanager
 def at_work(settings: Settings, patience_s: float = 3600) -> Iterator[None]:
-    "The desk, on a worker after whoever has it now; there also the log files, and what is said goes to the flow run's log. What a flow does beside a run is a trace of its own."
+    "The desk, on a worker after whoever has it now; there also the log files. What is said goes to the flow run's log, and to the terminal if there is one. What a flow does beside a run is a trace of its own."
     by_a_worker = runtime.deployment.id is not None
     if by_a_worker:
         observe(settings, "flow")
     with (
         step(f"flow {runtime.flow_run.flow_name or 'by hand'}", service="flow"),
-        heard_by(LISTENER.get() or shown.logger()),
+        heard_by(shown.logged_too(LISTENER.get())),
         days.desk(settings, patience_s if by_a_worker else 0),
     ):
         yield

@@ -5,9 +5,10 @@ process however that ends, and starts in a fraction of the time. A server that r
 one of `prefect.api_url`, or the one that `make up` started on this data root.
 """
 
+import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from tradenb.core.settings import Settings
@@ -42,10 +43,9 @@ def scheduler(settings: Settings) -> Iterator[str]:
     if found is None:
         with served() as url, pointed_at(url):
             yield url
-    elif found == os.environ.get("PREFECT_API_URL"):
-        yield found
     else:
-        with pointed_at(found):
+        there = found == os.environ.get("PREFECT_API_URL")
+        with nullcontext() if there else pointed_at(found), written_down():
             yield found
 
 
@@ -75,11 +75,31 @@ def pointed_at(url: str) -> Iterator[None]:
             deliver_events()
 
 
+@contextmanager
+def written_down() -> Iterator[None]:
+    "Within the block what flows and tasks say stands in the pages of their server, and not on the terminal, which has its own way to show it. Where the environment lets Prefect talk (a worker), it talks as told."
+    import prefect.main  # sets up Prefect's logging, which would undo this  # noqa: F401
+
+    loggers = [logging.getLogger(f"prefect.{kind}_runs") for kind in ("flow", "task")]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers if os.environ.get("PREFECT_LOGGING_LEVEL") == QUIET["PREFECT_LOGGING_LEVEL"] else ():
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+            logger.propagate = propagate
+
+
 def deliver_events() -> None:
     "Hand over what the flows have to tell, and forget the way to this server: its events would be tried for minutes after it is gone."
     from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
 
     EventsWorker.drain_all(timeout=5, at_exit=False)
+    APILogWorker.drain_all(timeout=5, at_exit=False)
 
 
 def prepare(root: Path) -> None:

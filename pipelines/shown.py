@@ -5,6 +5,7 @@ It is decoration: a scheduler that does not take it never fails a run.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -30,16 +31,25 @@ def at_best() -> Iterator[None]:
         get_logger().warning("artifact_failed", error=one_line(error))
 
 
-def logger() -> Callable[[str], None]:
-    "A listener that writes what is said into the log of the present flow run or task."
-    from prefect import get_run_logger
-    from prefect.exceptions import MissingContextError
+@dataclass(frozen=True)
+class RunLog:
+    "A listener that writes what is said into the log of the present flow run or task, beside the one who listens already."
 
-    def hear(said: str) -> None:
+    beside: Callable[[str], None] | None = None
+
+    def __call__(self, said: str) -> None:
+        from prefect import get_run_logger
+        from prefect.exceptions import MissingContextError
+
+        if self.beside:
+            self.beside(said)
         with suppress(MissingContextError):
             get_run_logger().info(said)
 
-    return hear
+
+def logged_too(listener: Callable[[str], None] | None) -> RunLog:
+    "The listener with the run's log beside it; a flow within a flow has it already."
+    return listener if isinstance(listener, RunLog) else RunLog(listener)
 
 
 def address(settings: Settings, page: Path) -> str:

@@ -1,6 +1,5 @@
 "When what runs: schedules on the calendar of the NYSE."
 
-import os
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from typing import Any
@@ -10,9 +9,13 @@ import pytest
 from dateutil.rrule import rrulestr
 
 from pipelines.deploy import deployments, every_session, last_known, register, weekly, working_hours
+from pipelines.scheduler import pointed_at, written_down
+from pipelines.shown import logged_too
+from tests.environment import put_back
 from tradenb.core.calendar import sessions
-from tradenb.core.clock import NEW_YORK
+from tradenb.core.clock import NEW_YORK, Stopwatch, sleep
 from tradenb.core.errors import ServiceUnavailable
+from tradenb.core.progress import LISTENER, heard_by, say
 from tradenb.core.settings import Settings, load
 
 TODAY = date(2026, 11, 21)
@@ -71,12 +74,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings,
     from pipelines.scheduler import prepare, served
 
     settings = load({"core.root": tmp_path_factory.mktemp("desk")}, env={})
-    before = dict(os.environ)
-    prepare(settings.root)
-    with served() as url:
-        yield settings, url
-    os.environ.clear()
-    os.environ.update(before)
+    with put_back():
+        prepare(settings.root)
+        with served() as url:
+            yield settings, url
 
 
 def on_server(url: str) -> dict[str, Any]:
@@ -110,6 +111,43 @@ def test_a_server_learns_all_flows_and_a_second_time_changes_nothing_but_the_tim
     )  # paused by somebody: it stays so
     assert second["reconcile"]["schedules"] == []
     assert len(second["daily"]["schedules"]) == 1
+
+
+def logged(url: str, said: list[str]) -> list[tuple[str, str]]:
+    "The lines of that text in the server's pages, each with its flow run; lines are sent on in the background."
+    watch = Stopwatch()
+    while True:
+        found = httpx.post(f"{url}/logs/filter", json={}, timeout=60).json()
+        told = [(line["message"], line["flow_run_id"]) for line in found if line["message"] in said]
+        if len(told) >= len(said) or watch.seconds > 60:
+            return told
+        sleep(0.1)
+
+
+def test_what_a_flow_says_is_heard_by_its_caller_and_stands_in_the_pages_of_a_server_that_runs(server, capsys):
+    from prefect import flow
+
+    _, url = server
+    said: list[str] = []
+
+    @flow(name="inner")
+    def inner() -> None:
+        with heard_by(logged_too(LISTENER.get())):
+            say("of the day")
+
+    @flow(name="outer")
+    def outer() -> None:
+        with heard_by(logged_too(LISTENER.get())):
+            say("of the days")
+            inner()
+
+    with pointed_at(url), written_down(), heard_by(said.append):
+        outer()
+    assert said == ["of the days", "of the day"]  # each once
+    told = logged(url, said)
+    assert sorted(message for message, _ in told) == sorted(said)
+    assert len({flow_run for _, flow_run in told}) == 2  # each in its own flow's
+    assert "of the day" not in capsys.readouterr().err
 
 
 def test_a_server_that_is_not_there_is_said_in_one_line(make_settings):
