@@ -1,6 +1,7 @@
 "A broker that misbehaves, and what we may and may not conclude from it."
 
 import contextlib
+import gc
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -113,6 +114,16 @@ def test_waits_double_from_the_settings_and_spread(wire: Any, order: StoredOrder
     Broker(alpaca_client(wire.url, "K", "S", 20), wire.url, attempts=4, backoff_s=2, sleep=waits.append).submit(order)
     assert [int(w // b) for w, b in zip(waits, (2, 4, 8), strict=True)] == [1, 1, 1]
     assert all(w <= b * 1.25 for w, b in zip(waits, (2, 4, 8), strict=True))
+
+
+def test_who_forgets_a_broker_hangs_up(wire: Any) -> None:
+    forgotten = Broker(alpaca_client(wire.url, "K", "S", 20), wire.url)
+    assert forgotten.find("nothing") is None
+    (free,) = forgotten.client._session._lines._free.values()
+    (line,) = free
+    del forgotten, free
+    gc.collect()
+    assert line.socket.fileno() == -1
 
 
 def test_reads_are_repeated_and_then_given_up_in_one_line(wire: Any, wire_broker: Broker) -> None:

@@ -8,9 +8,9 @@ __all__ = ['MOST_DIGITS', 'SIDES', 'KINDS', 'MOVES_SHARES', 'AFTER', 'Outcome', 
            'BrokerPosition', 'BrokerAccount', 'MarketClock', 'MarketDay', 'Asset', 'brief', 'decimal', 'amount',
            'at_least_0', 'word', 'instant', 'moment', 'broker_order', 'broker_position', 'broker_account', 'kind_of',
            'goes_on', 'fill_of', 'effective', 'event_of', 'entry_of', 'Confirmed', 'Rejected', 'Unresolved', 'Denied',
-           'Refused', 'Unclear', 'patience', 'judgement', 'Answered', 'Reading', 'Line', 'Lines', 'written', 'Session',
-           'listed', 'alpaca_client', 'wire', 'Calls', 'Withheld', 'same', 'Submitting', 'dated', 'printed', 'ratio_of',
-           'MarketData', 'batched', 'nothing', 'Broker', 'lines_of', 'require_account']
+           'Refused', 'Unclear', 'patience', 'judgement', 'Answered', 'Reading', 'Line', 'hang_up', 'Lines', 'written',
+           'Session', 'listed', 'alpaca_client', 'wire', 'Calls', 'Withheld', 'same', 'Submitting', 'dated', 'printed',
+           'ratio_of', 'MarketData', 'batched', 'nothing', 'Broker', 'lines_of', 'require_account']
 
 # %% ../../nbs/execution/07_broker.ipynb #2ee7aa8a
 import contextlib
@@ -19,6 +19,7 @@ import random
 import select
 import socket
 import ssl
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -478,13 +479,21 @@ class Line:
             self.socket.close()
 
 # %% ../../nbs/execution/07_broker.ipynb #915f6113
+def hang_up(lines: Mapping[Any, deque[Line]]) -> None:
+    "Close connections that are free"
+    for free in lines.values():
+        while free:
+            free.pop().close()
+
+
 class Lines:
-    "Connections that are free"
+    "Connections that are free; who forgets them hangs up"
 
     def __init__(self, timeout_s: float, most: int = 64):
         self.timeout_s, self.most = timeout_s, most
         self._free: dict[tuple[str, str, int], deque[Line]] = {}
         self._tls: ssl.SSLContext | None = None
+        weakref.finalize(self, hang_up, self._free).atexit = False
 
     def _opened(self, scheme: str, host: str, port: int) -> Line:
         if scheme == "https" and self._tls is None:
@@ -516,9 +525,7 @@ class Lines:
 
     def close(self) -> None:
         "Hang up all that are free"
-        for free in self._free.values():
-            while free:
-                free.pop().close()
+        hang_up(self._free)
 
 # %% ../../nbs/execution/07_broker.ipynb #f94dec57
 def written(method: str, target: str, host: str, headers: Mapping[str, Any], body: bytes) -> bytes:
