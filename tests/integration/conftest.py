@@ -22,6 +22,8 @@ import psutil
 import pytest
 from sqlalchemy import Table, select
 
+import tests.patience  # noqa: F401  (whoever asks a server waits)
+from tests.environment import become, put_back
 from tradenb.cli.main import run
 from tradenb.core import db
 
@@ -156,15 +158,10 @@ def clean_environment() -> dict[str, str]:
 @contextmanager
 def environment(values: dict[str, str]) -> Iterator[None]:
     "Within the block the environment has `values`, and no switch of a test, which is no setting; afterwards it is what it was."
-    before = dict(os.environ)
-    for name in [name for name in before if name.startswith("TRADENB_") and "__" not in name]:
-        del os.environ[name]
-    os.environ.update(values)
-    try:
+    with put_back() as before:
+        switches = {name for name in before if name.startswith("TRADENB_") and "__" not in name}
+        become({name: value for name, value in before.items() if name not in switches} | values)
         yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @contextmanager

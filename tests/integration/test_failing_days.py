@@ -144,9 +144,9 @@ class Story:
         self.desk.env = KEYS | {
             "TRADENB_CORE__DATABASE_URL": self.postgres.get_uri(),
             "TRADENB_NOTIFY__URLS": self.listener.address,
-            "PREFECT_API_URL": self.scheduler.address,
         }
         self.desk.settings |= {"market.source": "files", "files.bars": folder / "bars.csv"}
+        self.desk.settings["prefect.api_url"] = self.scheduler.address
         self.deliver()
         self.exchange = self._exchange()
         self.desk.settings["services.exchange_url"] = self.exchange.url

@@ -52,7 +52,7 @@ def test_a_day_is_replayed_explained_and_a_changed_quantity_found(desk, tmp_path
     change(desk, db.run_signals, db.run_signals.c.client_order_id == sent["client_order_id"], qty=sent["qty"] + 1)
     found = desk.tradenb("replay", RUN, "--output", str(tmp_path / "found.csv"))
     assert found.code == 2
-    rows = list(csv.DictReader((tmp_path / "found.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "found.csv").read_text().splitlines()))
     assert [(r["part"], r["symbol"], r["field"]) for r in rows] == [("record", "", "plan"), ("orders", symbol, "qty")]
     assert Decimal(rows[1]["kept"]) == sent["qty"] + 1 == Decimal(rows[1]["again"]) + 1
 

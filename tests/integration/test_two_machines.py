@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from pipelines.parts import signals_now, take_in, train_now
+from tests.environment import put_back
 from tradenb.core import db
 from tradenb.core.calendar import previous_session
 from tradenb.core.clock import Stopwatch, sleep
@@ -72,15 +73,14 @@ def answers(url: str) -> bool:
 @pytest.fixture
 def bucket(bucket_server: str, request: pytest.FixtureRequest) -> Iterator[str]:
     "A bucket of its own and an environment that reaches it; afterwards the environment is what it was."
-    before, told = dict(os.environ), {"ENDPOINT_URL": bucket_server, "ALLOW_HTTP": "true"}
+    told = {"ENDPOINT_URL": bucket_server, "ALLOW_HTTP": "true"}
     told |= dict.fromkeys(("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"), "desk")
-    os.environ.update({f"TRADENB_STORAGE__{name}": value for name, value in told.items()})
-    reach(load())
-    name = f"desk{abs(hash(request.node.nodeid)):x}"
-    client().create_bucket(Bucket=name)
-    yield f"s3://{name}"
-    os.environ.clear()
-    os.environ.update(before)
+    with put_back():
+        os.environ.update({f"TRADENB_STORAGE__{name}": value for name, value in told.items()})
+        reach(load())
+        name = f"desk{abs(hash(request.node.nodeid)):x}"
+        client().create_bucket(Bucket=name)
+        yield f"s3://{name}"
 
 
 @pytest.fixture
