@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+import tests.patience  # noqa: F401  (whoever asks a server waits)
 from tests.logged import lines
 from tradenb.core import logs, tracing, web
 from tradenb.core.clock import Stopwatch

@@ -13,6 +13,7 @@ import pytest
 from alpaca.trading.client import TradingClient
 from fastapi import FastAPI
 
+import tests.patience  # noqa: F401  (whoever asks a server waits)
 from tradenb.core.clock import new_york
 from tradenb.core.web import serving
 from tradenb.exchange.feed import Feed, write_rows

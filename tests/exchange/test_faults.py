@@ -239,13 +239,13 @@ def test_a_reset_is_a_reset(struck, kind, caplog):
     only(faults, kind)
     host, port = url.removeprefix("http://").split(":")
     body = b'{"id": "raw"}'
-    with socket.create_connection((host, int(port)), timeout=5) as raw:
+    with socket.create_connection((host, int(port)), timeout=60) as raw:
         head = f"POST /v2/orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         raw.sendall(head.encode() + body)
         with pytest.raises(ConnectionResetError):
             assert raw.recv(1000) != b"", "the connection was closed, not reset"
     with pytest.raises(requests.ConnectionError, match="reset"):
-        requests.post(f"{url}/v2/orders", json={"id": "raw"}, timeout=5)
+        requests.post(f"{url}/v2/orders", json={"id": "raw"}, timeout=60)
     assert caplog.records == [], "the server complains of an answer that it was not meant to give"
 
 

@@ -105,7 +105,7 @@ def fuzz(described: BaseSchema, path: str, mode: GenerationMode, examples: int) 
         )
         @given(case=described[path][method].as_strategy(generation_mode=mode))
         def ask(case: schemathesis.Case) -> None:
-            answer = case.call_and_validate(excluded_checks=without, headers=HEADERS, timeout=30)
+            answer = case.call_and_validate(excluded_checks=without, headers=HEADERS, timeout=60)
             if answer.status_code >= 400:
                 assert isinstance(answer.json()["code"], int)
                 assert answer.json()["message"]

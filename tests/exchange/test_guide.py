@@ -47,7 +47,7 @@ class Served:
     def end(self) -> int:
         "Ask it to end; its exit code."
         self.process.terminate()
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=60)
         return self.process.returncode
 
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +18,7 @@ from alpaca.data.models import Bar, Quote, Trade, TradingStatus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.patience import PATIENCE_S, wait_until
 from tradenb.core.clock import new_york, sleep
 from tradenb.exchange.feed import Feed, write_rows
 from tradenb.exchange.market_stream import LETTERS, Subscription, as_json, as_msgpack, changed, told_at, understood
@@ -25,14 +26,6 @@ from tradenb.exchange.venue import Moment
 
 KEYS = ("PKTEST", "secret-of-the-test")
 FRIDAY, MONDAY, TUESDAY = date(2024, 3, 1), date(2024, 3, 4), date(2024, 3, 5)
-
-
-def wait_until(true: Callable[[], object], seconds: float = 5) -> None:
-    for _ in range(int(seconds * 100)):
-        if true():
-            return
-        sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 @contextlib.contextmanager
@@ -55,7 +48,7 @@ def listening(
     yield stream, heard
     stream.stop()
     asyncio.run_coroutine_threadsafe(stream.close(), stream._loop)  # it looks at `stop` every five seconds
-    thread.join(10)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive()
 
 
@@ -104,8 +97,8 @@ def test_subscribers_come_and_go_while_the_clock_moves(serve):
     assert len(bars) == 2
 
 
-def talk(exchange: Any, *messages: dict | str | bytes, path: str = "/v2/sip", header: str = "") -> list:
-    "Send messages in JSON, or as they are; all entries of what came back, until silence or goodbye."
+def talk(exchange: Any, *messages: dict | str | bytes, answered: int, path: str = "/v2/sip", header: str = "") -> list:
+    "Send messages in JSON, or as they are; all entries of what came back until goodbye, or until nothing follows the `answered` that are sure to come."
 
     async def run() -> list:
         answers: list = []
@@ -115,7 +108,8 @@ def talk(exchange: Any, *messages: dict | str | bytes, path: str = "/v2/sip", he
                 await socket.send(json.dumps(message) if isinstance(message, dict) else message)
             with contextlib.suppress(TimeoutError, websockets.ConnectionClosed):
                 while True:
-                    frame = await asyncio.wait_for(socket.recv(), 0.3)
+                    patience = PATIENCE_S if len(answers) < answered else 0.3
+                    frame = await asyncio.wait_for(socket.recv(), patience)
                     answers += msgpack.unpackb(frame) if isinstance(frame, bytes) else json.loads(frame)
         return answers
 
@@ -128,8 +122,8 @@ LOGIN = {"action": "auth", "key": KEYS[0], "secret": KEYS[1]}
 def test_refusals_have_alpaca_s_numbers(serve):
     exchange = serve()
     codes = lambda answers: [a.get("code", a.get("msg", a["T"])) for a in answers]
-    assert codes(talk(exchange, {"action": "subscribe", "trades": ["ACME"]})) == ["connected", 401]
-    assert codes(talk(exchange, LOGIN | {"secret": "no"}, LOGIN)) == ["connected", 402]
+    assert codes(talk(exchange, {"action": "subscribe", "trades": ["ACME"]}, answered=2)) == ["connected", 401]
+    assert codes(talk(exchange, LOGIN | {"secret": "no"}, LOGIN, answered=2)) == ["connected", 402]
     odd = [
         "nonsense",
         "[]",
@@ -137,15 +131,24 @@ def test_refusals_have_alpaca_s_numbers(serve):
         {"action": "subscribe", "trades": "ACME"},
         {"action": "subscribe", "candles": ["ACME"]},
     ]
-    assert codes(talk(exchange, LOGIN, LOGIN, *odd)) == ["connected", "authenticated", 403, 400, 400, 400, 410, 410]
-    assert codes(talk(exchange, {"action": "subscribe"}, LOGIN)) == ["connected", 401, "authenticated"]
+    assert codes(talk(exchange, LOGIN, LOGIN, *odd, answered=8)) == [
+        "connected",
+        "authenticated",
+        403,
+        400,
+        400,
+        400,
+        410,
+        410,
+    ]
+    assert codes(talk(exchange, {"action": "subscribe"}, LOGIN, answered=3)) == ["connected", 401, "authenticated"]
 
 
 def test_json_and_msgpack_say_the_same(serve):
     exchange = serve()
     ask = {"action": "subscribe", "trades": ["BETA", "ACME"], "lulds": ["*"]}
-    plain = talk(exchange, LOGIN, ask)
-    packed = talk(exchange, *map(msgpack.packb, (LOGIN, ask)), header="application/msgpack")
+    plain = talk(exchange, LOGIN, ask, answered=3)
+    packed = talk(exchange, *map(msgpack.packb, (LOGIN, ask)), header="application/msgpack", answered=3)
     assert plain == packed
     assert plain[-1] == {
         "T": "subscription", "trades": ["ACME", "BETA"], "quotes": [], "bars": [], "updatedBars": [], "dailyBars": [],
@@ -156,7 +159,7 @@ def test_json_and_msgpack_say_the_same(serve):
 def test_an_account_of_one_s_own_opens_the_tape(serve):
     exchange = serve()
     opened = exchange.http.post("/admin/accounts", json={"name": "mine"}).json()
-    answers = talk(exchange, {"action": "auth", "key": opened["key_id"], "secret": opened["secret_key"]})
+    answers = talk(exchange, {"action": "auth", "key": opened["key_id"], "secret": opened["secret_key"]}, answered=2)
     assert answers[-1] == {"T": "success", "msg": "authenticated"}
 
 
@@ -218,4 +221,4 @@ def test_every_print_of_a_day_is_in_the_feed_and_none_before_its_time(tmp_path: 
 
 @pytest.mark.parametrize("path", ["/v2/iex", "/v2/sip", "/v2/delayed_sip", "/v2/test"])
 def test_every_feed_is_the_same_feed(serve, path):
-    assert talk(serve(), LOGIN, path=path)[-1]["msg"] == "authenticated"
+    assert talk(serve(), LOGIN, answered=2, path=path)[-1]["msg"] == "authenticated"

@@ -37,6 +37,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from tests.patience import wait_until
 from tradenb.core.calendar import sessions
 from tradenb.core.clock import new_york, sleep
 from tradenb.core.errors import ConfigError, SourceError
@@ -51,14 +52,6 @@ KEYS = ("PKTEST", "secret-of-the-test")
 HEADERS = dict(zip(("APCA-API-KEY-ID", "APCA-API-SECRET-KEY"), KEYS, strict=True))
 ORDER = {"symbol": "ACME", "side": "buy", "type": "market", "time_in_force": "cls", "qty": 10}
 FRIDAY, MONDAY, TUESDAY, WEDNESDAY = date(2024, 3, 1), date(2024, 3, 4), date(2024, 3, 5), date(2024, 3, 6)
-
-
-def wait_until(true, seconds: float = 5) -> None:
-    for _ in range(int(seconds * 100)):
-        if true():
-            return
-        sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 def market(symbol="ACME", qty=10, side=OrderSide.BUY, force=TimeInForce.CLS, **more) -> MarketOrderRequest:
@@ -483,13 +476,13 @@ def test_time_runs_at_its_speed_trades_the_sessions_on_its_way_and_stops_at_the_
     venue = app.state.venue
     with serving(app) as url, httpx.Client(base_url=url, headers=HEADERS) as http:
         http.post("/v2/orders", json=ORDER | {"time_in_force": "day"}).raise_for_status()
-        wait_until(lambda: venue.now >= new_york(TUESDAY, 16), 20)
+        wait_until(lambda: venue.now >= new_york(TUESDAY, 16))
         assert http.get("/v2/positions").json()[0]["qty"] == "10"
         assert http.get("/admin/clock").json()["speed"] == 120
         http.post("/admin/clock", json={"speed": 100_000}).raise_for_status()
         end = new_york(WEDNESDAY, 20)
-        wait_until(lambda: venue.now > end, 20)
-        wait_until(lambda: venue.now == horizon(venue), 20)
+        wait_until(lambda: venue.now > end)
+        wait_until(lambda: venue.now == horizon(venue))
         http.post("/admin/clock", json={"speed": 0}).raise_for_status()
         stood = venue.now
         sleep(0.6)

@@ -14,20 +14,13 @@ import httpx
 import websockets
 from alpaca.trading.stream import TradingStream
 
-from tradenb.core.clock import new_york, sleep
+from tests.patience import PATIENCE_S, wait_until
+from tradenb.core.clock import new_york
 from tradenb.exchange.stream import Listener
 
 KEYS = ("PKTEST", "secret-of-the-test")
 MONDAY = date(2024, 3, 4)
 ORDER = {"symbol": "ACME", "side": "buy", "type": "market", "time_in_force": "cls"}
-
-
-def wait_until(true, seconds=5):
-    for _ in range(int(seconds * 100)):
-        if true():
-            return
-        sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 def address(exchange) -> str:
@@ -82,8 +75,8 @@ def test_partial_fills_and_expiries_are_told(serve):
     stream.stop()
 
 
-def talk(exchange, *messages: str | bytes) -> list[dict]:
-    "Send raw messages; what came back until silence or goodbye."
+def talk(exchange, *messages: str | bytes, answered: int) -> list[dict]:
+    "Send raw messages; what came back until goodbye, or until nothing follows the `answered` that are sure to come."
 
     async def run() -> list[dict]:
         answers = []
@@ -92,7 +85,8 @@ def talk(exchange, *messages: str | bytes) -> list[dict]:
                 await socket.send(message)
             with contextlib.suppress(TimeoutError, websockets.ConnectionClosed):
                 while True:
-                    answers.append(json.loads(await asyncio.wait_for(socket.recv(), 0.3)))
+                    patience = PATIENCE_S if len(answers) < answered else 0.3
+                    answers.append(json.loads(await asyncio.wait_for(socket.recv(), patience)))
         return answers
 
     return asyncio.run(run())
@@ -105,7 +99,7 @@ def login(key="PKTEST", secret="secret-of-the-test") -> str:
 def test_a_stranger_is_told_so_and_sent_away(serve):
     exchange = serve()
     for first in (login(secret="no"), "nonsense", "[]", '{"action": "listen"}', '{"data": 5}', login("\ud800")):
-        (answer,) = talk(exchange, first)
+        (answer,) = talk(exchange, first, answered=1)
         assert answer == {"stream": "authorization", "data": {"status": "unauthorized", "action": "authenticate"}}
 
 
@@ -120,6 +114,7 @@ def test_odd_messages_after_the_handshake_do_no_harm(serve):
         '{"action": "listen", "data": {"streams": 5}}',
         '{"action": "listen", "data": []}',
         listening.encode(),
+        answered=3,
     )
     assert [a["data"] for a in answers] == [
         {"status": "authorized", "action": "authenticate"},
@@ -145,11 +140,11 @@ async def listener(exchange, key: str = KEYS[0], secret: str = KEYS[1], **terms)
         await socket.send(login(key, secret))
         await socket.send(json.dumps({"action": "listen", "data": {"streams": ["trade_updates"]}}))
         for _ in range(2):
-            await asyncio.wait_for(socket.recv(), 5)
+            await asyncio.wait_for(socket.recv(), PATIENCE_S)
         yield socket
 
 
-async def told(socket, n: int, timeout: float = 5) -> list[str]:
+async def told(socket, n: int, timeout: float = PATIENCE_S) -> list[str]:
     "The client's names of the next n events, with their kinds."
     found = [json.loads(await asyncio.wait_for(socket.recv(), timeout))["data"] for _ in range(n)]
     return [f"{m['event']} {m['order']['client_order_id']}" for m in found]
@@ -292,7 +287,7 @@ def test_a_planned_disconnect_loses_the_event_and_the_stock_client_comes_back(se
     exchange.http.post("/admin/faults", json={"rules": [rule]}).raise_for_status()
     exchange.http.post("/v2/orders", json=ORDER | {"qty": 1, "client_order_id": "lost"}).raise_for_status()
     wait_until(lambda: exchange.app.state.hub.count == 0)
-    wait_until(lambda: exchange.app.state.hub.count == 1, 20)
+    wait_until(lambda: exchange.app.state.hub.count == 1)
     exchange.http.post("/v2/orders", json=ORDER | {"qty": 1, "client_order_id": "heard"}).raise_for_status()
     wait_until(lambda: heard)
     assert [u.order.client_order_id for u in heard] == ["heard"]
@@ -306,7 +301,7 @@ def test_whoever_never_says_who_it_is_is_sent_away(serve, monkeypatch):
     async def run() -> None:
         async with websockets.connect(address(exchange)) as socket:
             with contextlib.suppress(websockets.ConnectionClosed):
-                await asyncio.wait_for(socket.recv(), 5)
+                await asyncio.wait_for(socket.recv(), PATIENCE_S)
 
     asyncio.run(run())
     assert exchange.app.state.hub.count == 0

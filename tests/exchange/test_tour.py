@@ -67,7 +67,8 @@ from alpaca.trading.requests import (
 )
 from alpaca.trading.stream import TradingStream
 
-from tradenb.core.clock import new_york, sleep
+from tests.patience import PATIENCE_S, wait_until
+from tradenb.core.clock import new_york
 
 KEYS = ("PKTEST", "secret-of-the-test")
 FRIDAY, MONDAY, TUESDAY, WEDNESDAY = date(2024, 3, 1), date(2024, 3, 4), date(2024, 3, 5), date(2024, 3, 6)
@@ -113,14 +114,6 @@ def refused(call: Callable[[], object]) -> tuple[int, int]:
         call()
     assert error.value.message
     return error.value.status_code, error.value.code
-
-
-def wait_until(true: Callable[[], object], seconds: float = 8) -> None:
-    for _ in range(int(seconds * 100)):
-        if true():
-            return
-        sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 def market(
@@ -432,7 +425,7 @@ def test_the_tour_of_the_streams(serve: Any) -> None:
         stream.stop()
         asyncio.run_coroutine_threadsafe(stream.close(), stream.client._loop)
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
     assert orders.missed() == set()
 

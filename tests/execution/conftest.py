@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 from sqlalchemy import Engine
 
+from tests.patience import wait_until
 from tradenb.core import web
 from tradenb.core.calendar import sessions
 from tradenb.core.clock import SimulatedClock, new_york, sleep
@@ -135,14 +136,7 @@ def intent() -> Callable[..., OrderIntent]:
 
 @pytest.fixture
 def eventually() -> Callable[..., None]:
-    def wait(true: Callable[[], bool], seconds: float = 10) -> None:
-        for _ in range(int(seconds * 100)):
-            if true():
-                return
-            sleep(0.01)
-        raise AssertionError("it did not happen")
-
-    return wait
+    return wait_until
 
 
 @dataclass

@@ -233,7 +233,7 @@ def test_work_that_fails_fails_alone(engine: Engine) -> None:
     gate = threading.Event()
 
     def add(connection: Connection, n: int) -> int:
-        gate.wait(5)
+        gate.wait(60)
         row = {"scope": f"s{n}", "level": "release", "who": "t", "why": "t", "at": NOON}
         connection.execute(db.kill_switch.insert(), row)
         if n % 4 == 3:
@@ -256,7 +256,7 @@ def test_a_leader_that_is_interrupted_leaves_nobody_waiting(engine: Engine) -> N
 
     def stop(connection: Connection) -> None:
         started.set()
-        gate.wait(5)
+        gate.wait(60)
         raise KeyboardInterrupt
 
     def lead() -> None:
@@ -267,12 +267,12 @@ def test_a_leader_that_is_interrupted_leaves_nobody_waiting(engine: Engine) -> N
 
     leader = threading.Thread(target=lead)
     leader.start()
-    started.wait(5)
+    assert started.wait(60)
     with ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(writer.write, lambda connection, n=n: n) for n in range(4)]  # type: ignore[misc]
         gate.set()
-        assert [w.result(10) for w in waiting] == [0, 1, 2, 3]
-    leader.join(5)
+        assert [w.result(60) for w in waiting] == [0, 1, 2, 3]
+    leader.join(60)
     assert len(interrupted) == 1
     writer.close()
 

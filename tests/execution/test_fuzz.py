@@ -71,7 +71,7 @@ def fuzz(described: BaseSchema, method: str, path: str, mode: GenerationMode) ->
     @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)  # fmt: skip
     @given(case=described[path][method].as_strategy(generation_mode=mode))
     def ask(case: schemathesis.Case) -> None:
-        case.call_and_validate(excluded_checks=without, headers={"X-API-Key": KEY}, timeout=30)  # type: ignore[arg-type]
+        case.call_and_validate(excluded_checks=without, headers={"X-API-Key": KEY}, timeout=60)  # type: ignore[arg-type]
 
     ask()
 
@@ -126,7 +126,7 @@ NEARLY: dict[str, list[Any]] = {
 def ask(described: BaseSchema) -> Callable[..., Any]:
     import httpx
 
-    client = httpx.Client(base_url=described.location.rsplit("/", 1)[0], headers={"X-API-Key": KEY}, timeout=30)  # type: ignore[union-attr]
+    client = httpx.Client(base_url=described.location.rsplit("/", 1)[0], headers={"X-API-Key": KEY}, timeout=60)  # type: ignore[union-attr]
     return client.request
 
 

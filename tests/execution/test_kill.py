@@ -235,7 +235,7 @@ def test_two_at_once_close_once(built: Market, engine: Engine, clock: SimulatedC
     start, ends = threading.Barrier(3), []
 
     def run() -> None:
-        start.wait(10)
+        start.wait(60)
         ends.append(killer(built, engine, clock, looks=4).turn(Level.FLATTEN, "ann"))
 
     threads = [threading.Thread(target=run) for _ in range(3)]
@@ -323,7 +323,7 @@ def test_whatever_the_wire_does_it_ends_flat_and_never_flips(
         thread.join()
     for at in (OPEN, new_york(NEXT, 17), OPEN + timedelta(days=3)):
         run()
-        admin.post("/admin/clock", json={"to": at.isoformat()}, timeout=30)
+        admin.post("/admin/clock", json={"to": at.isoformat()}, timeout=60)
         run()
     admin.delete("/admin/faults")
     done = run()
@@ -428,7 +428,7 @@ def test_a_gateway_that_hangs_is_not_needed(hung: Any, eventually: Callable[...,
     clients = [threading.Thread(target=pour, args=(gateway, stop, n)) for n in range(4)]
     for client in clients:
         client.start()
-    eventually(lambda: len(market.broker().open_orders()) > 10, 30)
+    eventually(lambda: len(market.broker().open_orders()) > 10)
     os.kill(gateway.process.pid, signal.SIGSTOP)
     try:
         first = command(where, "cancel", "--yes", "--why", "the gateway hangs")

@@ -60,7 +60,7 @@ def serve(settings: Settings, clock: SimulatedClock, market: Any) -> Iterator[Ca
 
     def start() -> httpx.Client:
         servers.append(web.Server(create_app(settings, clock, market.url)).start())
-        clients.append(httpx.Client(base_url=servers[-1].url, headers={"X-API-Key": KEY}, timeout=30))
+        clients.append(httpx.Client(base_url=servers[-1].url, headers={"X-API-Key": KEY}, timeout=60))
         return clients[-1]
 
     yield start

@@ -98,12 +98,12 @@ def test_nothing_is_admitted_after_engage_has_returned(
             admission_lock(connection)
             seen.append(switch.level("s", "A", connection))
             looked.set()
-            go_on.wait(10)
+            go_on.wait(60)
             connection.execute(insert(db.webhook_receipts), receipt)
 
     admitting = threading.Thread(target=admit)
     admitting.start()
-    looked.wait(10)
+    assert looked.wait(60)
     committed: list[bool] = []
 
     def engage() -> None:

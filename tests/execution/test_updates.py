@@ -32,7 +32,7 @@ def make_updates(gateway: Gateway, market: Any) -> Any:
     def make() -> Updates:
         updates = Updates(gateway, market.url.replace("http", "ws") + "/stream", "K", "S").start()
         started.append(updates)
-        assert updates.listening.wait(10)
+        assert updates.listening.wait(60)
         return updates
 
     yield make
@@ -310,7 +310,7 @@ class Mute:
         self.connections, self.frames, self.ready = 0, list[str](), threading.Event()
         self.thread = threading.Thread(target=lambda: asyncio.run(self.run()), daemon=True)
         self.thread.start()
-        assert self.ready.wait(10)
+        assert self.ready.wait(60)
 
     async def run(self) -> None:
         self.loop, self.end = asyncio.get_running_loop(), asyncio.Event()
@@ -332,7 +332,7 @@ class Mute:
 
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self.end.set)
-        self.thread.join(10)
+        self.thread.join(60)
 
 
 @pytest.fixture
@@ -348,7 +348,7 @@ def test_a_socket_that_is_open_and_dead_is_dropped_and_caught_up(
     gateway.submit(intent("S01", 10))
     updates = Updates(gateway, mute.url, "K", "S", idle_s=0.3).start()
     try:
-        assert updates.listening.wait(10)
+        assert updates.listening.wait(60)
         market.step(new_york(DAY, 18))
         assert not filled(gateway)()
         eventually(filled(gateway))

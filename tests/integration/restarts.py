@@ -81,7 +81,7 @@ class Nursery:
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.close()
-        assert self.process.wait(30) == 0
+        assert self.process.wait(PATIENCE_S) == 0
         self._thread.join()
         self.process.stdout.close()
 

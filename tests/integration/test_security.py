@@ -76,9 +76,9 @@ def test_errors_do_not_tell_keys(tmp_path: Path) -> None:
         body = {"strategy": "s", "symbol": "AAPL", "side": "buy", "time_in_force": "cls", "trade_date": "2017-06-01"}
         for headers in ({}, {"X-API-Key": "wrong"}, {"X-API-Key": KNOWN["TRADENB_SERVICES__API_KEY"]}):
             answers = [
-                httpx.post(f"{url}/api/v1/orders", json=body | {"qty": "1"}, headers=headers, timeout=30),
-                httpx.post(f"{url}/api/v1/reconciliation", json={}, headers=headers, timeout=30),
-                httpx.post(f"{url}/api/v1/webhooks/orders", content=b"{}", headers=headers | {"X-Webhook-Timestamp": "1", "X-Webhook-Signature": f"sha256={'0' * 64}"}, timeout=30),
+                httpx.post(f"{url}/api/v1/orders", json=body | {"qty": "1"}, headers=headers, timeout=60),
+                httpx.post(f"{url}/api/v1/reconciliation", json={}, headers=headers, timeout=60),
+                httpx.post(f"{url}/api/v1/webhooks/orders", content=b"{}", headers=headers | {"X-Webhook-Timestamp": "1", "X-Webhook-Signature": f"sha256={'0' * 64}"}, timeout=60),
             ]  # fmt: skip
             assert {answer.status_code // 100 for answer in answers} <= {4, 5}
             said += [answer.text + str(answer.headers) for answer in answers]

@@ -16,6 +16,7 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tests.patience  # noqa: F401  (whoever asks a server waits)
 from tests.market.alpaca_proxy import Proxy
 from tradenb.core.clock import new_york
 from tradenb.core.errors import ConfigError, InputError, SourceError

@@ -83,7 +83,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory, phone: Phone) -> Iterator[Set
 def pages(desk: Settings) -> dict[str, str]:
     "What each service answers to Prometheus."
     urls = {name: getattr(desk.services, f"{name}_url") for name in SERVICES}
-    return {name: httpx.get(f"{url}/metrics", timeout=30).text for name, url in urls.items()}
+    return {name: httpx.get(f"{url}/metrics", timeout=60).text for name, url in urls.items()}
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -138,7 +138,7 @@ def process(command: list[str], log: Path) -> Iterator[None]:
         yield
     finally:
         child.terminate()
-        child.wait(30)
+        child.wait(60)
 
 
 def watchers(desk: Settings, folder: Path, ports: dict[str, int]) -> dict[str, Path]:

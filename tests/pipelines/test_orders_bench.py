@@ -13,6 +13,7 @@ import httpx
 import psutil
 import pytest
 
+import tests.patience  # noqa: F401  (whoever asks a server waits)
 from pipelines.benchmarks import orders as bench
 from pipelines.benchmarks._servers import SECRET, place, server, write_market
 from pipelines.benchmarks._wire import Ask, Connection, Job, Load, Outcome, over_sockets, read_job, together

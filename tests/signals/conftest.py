@@ -9,6 +9,7 @@ import httpx
 import polars as pl
 import pytest
 
+import tests.patience  # noqa: F401  (whoever asks a server waits)
 from tradenb.core.clock import SimulatedClock, new_york
 from tradenb.core.settings import Settings, load
 from tradenb.core.web import serving

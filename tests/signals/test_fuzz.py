@@ -45,7 +45,7 @@ def fuzz(described: BaseSchema, method: str, path: str, mode: GenerationMode, he
     @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     @given(case=described[path][method].as_strategy(generation_mode=mode))
     def ask(case: schemathesis.Case) -> None:
-        case.call_and_validate(excluded_checks=without, headers=headers, timeout=30)
+        case.call_and_validate(excluded_checks=without, headers=headers, timeout=60)
 
     ask()
 

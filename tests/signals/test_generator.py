@@ -61,6 +61,11 @@ def test_a_day_on_which_nothing_traded_is_refused(panel, model):
         generate(model, panel, LongShort(3, 3), ["NEVER"])
 
 
+def test_an_empty_list_of_names_is_not_taken_for_all_of_them(panel, model):
+    with pytest.raises(InputError, match="no symbols to rank"):
+        generate(model, panel, LongShort(3, 3), [])
+
+
 @pytest.mark.parametrize(("names", "message"), [(1, "too few symbols: 1"), (5, r"3 \+ bottom_n=3 = 6 of only 5")])
 def test_too_few_names_are_refused_with_the_numbers(panel, model, names, message):
     traded = [s for s, t in zip(panel.symbols, panel.traded[:, -1], strict=True) if t]

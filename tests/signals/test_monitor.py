@@ -1,7 +1,9 @@
 "The watch says what changed, stays out of the way, and takes nothing that is unknown for good news."
 
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 
@@ -19,8 +21,8 @@ from tradenb.core.errors import ModelError, NoModelError, ServiceUnavailable, Tr
 from tradenb.core.web import serving
 from tradenb.features.panel import Panel
 from tradenb.signals.holder import ModelHolder, Repeated
-from tradenb.signals.monitor import Watched, agreement, drift, measured, realised, warnings
-from tradenb.signals.service import create_app, open_desk
+from tradenb.signals.monitor import Agreement, Watched, agreement, drift, measured, realised, warnings
+from tradenb.signals.service import create_app, open_desk, watch_of
 
 from .conftest import AS_OF, KEY, House, settings_at
 
@@ -65,6 +67,34 @@ def test_a_challenger_is_scored_on_the_sessions_that_are_answered(house, shadowe
     earlier = str(calendar.shift(AS_OF, -3))
     asked = client.get("/api/v1/model/shadow", params={"as_of_date": earlier}).json()
     assert [row["as_of"] for row in asked["sessions"]] == [earlier, str(AS_OF)]
+    assert client.get("/health").json()["watch"]["rank_correlation"] == newest["rank_correlation"]  # of the newer one
+
+
+def test_what_was_seen_of_a_former_model_is_not_told_of_the_present_one(house):
+    first, second = house.versions
+    house.registry.activate(first, "test", "start")
+    desk = open_desk(house.settings, house.clock)
+    desk.holder.reload()
+    desk.monitor.look()
+    desk.monitor.remember(Agreement(AS_OF, first, second, 20, 0.5, 0.5, 0.5))
+    assert watch_of(desk.monitor).measured_at is not None
+    house.registry.activate(second, "test", "another")
+    desk.holder.reload()  # and the monitor has had no turn yet
+    seen = watch_of(desk.monitor)
+    assert (seen.measured_at, seen.drift_serious, seen.worst, seen.rank_correlation) == (None, None, [], None)
+
+
+def test_no_agreement_is_lost_where_two_threads_compare(house):
+    monitor = open_desk(house.settings, house.clock).monitor
+    days = [calendar.shift(AS_OF, -n) for n in range(200)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda day: monitor.remember(Agreement(day, 1, 2, 20, 0.5, 0.5, 0.5)), days))
+    finally:
+        sys.setswitchinterval(before)
+    assert {a.as_of for a in monitor.agreements} == set(days)
 
 
 def test_a_broken_challenger_disturbs_nobody(house, shadowed):
@@ -180,7 +210,7 @@ def test_the_poll_finds_a_new_champion_by_itself(house):
     poll = Repeated("poll", look, every_s=0.05).start()
     try:
         house.registry.activate(house.versions[1], "test", "next")
-        assert swapped.wait(20)
+        assert swapped.wait(60)
         assert holder.get().version == house.versions[1]
     finally:
         poll.stop()
@@ -196,7 +226,7 @@ def test_work_that_crashes_is_done_again_and_ends_when_told():
         raise RuntimeError("once more")
 
     thread = Repeated("crashing", work, every_s=0.001).start()
-    assert third.wait(10)
+    assert third.wait(60)
     thread.stop()
     done = len(turns)
     threading.Event().wait(0.02)
@@ -208,7 +238,7 @@ def test_without_a_pause_work_is_done_only_when_woken():
     thread = Repeated("sleeping", woken.set).start()
     assert not woken.wait(0.05)
     thread.wake()
-    assert woken.wait(10)
+    assert woken.wait(60)
     thread.stop()
 
 

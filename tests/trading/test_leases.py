@@ -14,6 +14,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import Engine
 
+import tests.patience  # noqa: F401  (whoever asks a server waits)
 from tests.trading.holder import DAY, SPEC
 from tradenb.core import web
 from tradenb.core.clock import SimulatedClock, SystemClock, new_york
