@@ -106,6 +106,8 @@ def signals(
 ) -> SignalSet:
     "Rank and weigh the names of a session; raises `InputError` where the rule cannot be followed: too few names, or something it needs is not told."
     ready, left_out = rankable(day, day.symbols if symbols is None else symbols)
+    if symbols is not None and not symbols:
+        raise InputError("no symbols to rank: name at least two, or none at all for every name that traded")
     if not ready:
         raise InputError(
             f"no bar of any of {left_out.height} symbols on {day.as_of}: run the ETL, or ask for a session that has data"
@@ -124,12 +126,13 @@ def generate(
     model: LoadedModel,
     panel: Panel,  # adjusted bars; the last session is as_of, at least the feature set's halo before it
     constructor: Constructor,
-    symbols: Sequence[str] | None = None,  # names to rank, all of the panel when None
+    symbols: Sequence[str] | None = None,  # names to rank; None: all of the panel
     around: Around = context,
     engine: Engine = "auto",  # of the features
 ) -> SignalSet:
     "`signals` of a panel's last session."
-    return signals(model, inputs(panel, model.features, engine), constructor, symbols or panel.symbols, around)
+    names = panel.symbols if symbols is None else symbols
+    return signals(model, inputs(panel, model.features, engine), constructor, names, around)
 
 # %% ../../nbs/signals/01_generator.ipynb #4cea4d6c
 SHORT = 12  # hex digits that stand for a single feature or name

@@ -302,7 +302,7 @@ class Monitor:
         self.settings, self.champion, self.market, self.clock = settings, champion, market, clock
         self.challenger = ModelHolder(champion.registry, clock, "challenger")
         self.watched: Watched | None = None
-        self.agreements: tuple[Agreement, ...] = ()  # newest last
+        self.agreements: tuple[Agreement, ...] = ()  # in the order in which sessions were compared
         self.shadow_error: str | None = None
         self._waiting: OrderedDict[tuple[object, date], View] = OrderedDict()
         self._lock, self._turn = threading.Lock(), threading.Lock()
@@ -343,9 +343,29 @@ class Monitor:
             return None
         pair = (champion.version, challenger.version)
         found = agreement(as_of, pair, *self._scores(view, as_of, champion, challenger), self._groups())
-        others = [a for a in self.agreements if (a.as_of, a.champion, a.challenger) != (as_of, *pair)]
-        self.agreements = (*others[1 - KEPT_SESSIONS :], found)
+        self.remember(found)
         return found
+
+    def remember(self, found: Agreement) -> None:
+        "Keep an agreement, in the place of an earlier one of the same models and session. From any thread."
+        key = (found.as_of, found.champion, found.challenger)
+        with self._lock:
+            others = [a for a in self.agreements if (a.as_of, a.champion, a.challenger) != key]
+            self.agreements = (*others[1 - KEPT_SESSIONS :], found)
+
+    def newest_agreement(self) -> Agreement | None:
+        "Of the present champion and challenger, on the newest session that was compared."
+        champion, challenger = self.champion.served.model, self.challenger.served.model
+        if champion is None or challenger is None:
+            return None
+        pair = (champion.version, challenger.version)
+        own = (a for a in self.agreements if (a.champion, a.challenger) == pair)
+        return max(own, key=lambda a: a.as_of, default=None)
+
+    def seen(self) -> Watched | None:
+        "The last measures, as far as they are of the model that answers."
+        model, last = self.champion.served.model, self.watched
+        return last if model and last and last.version == model.version else None
 
     def _groups(self) -> tuple[int, int]:
         book = self.settings.portfolio
@@ -372,10 +392,10 @@ class Monitor:
 
     def warnings(self) -> list[str]:
         "Everything worth saying now."
-        model, seen, trouble = self.champion.served.model, self.watched, self.challenger.served.trouble
+        model, seen, trouble = self.champion.served.model, self.seen(), self.challenger.served.trouble
         said = [f"the challenger is not scored: {trouble.reason}"] if trouble else []
         said += [f"a session was not scored in shadow: {self.shadow_error}"] if self.shadow_error else []
-        if model is None or seen is None or seen.version != model.version:
+        if model is None or seen is None:
             return said
         return said + warnings(seen, model.metrics.get("rank_ic"), self.settings.signals.max_psi)
 

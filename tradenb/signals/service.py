@@ -325,7 +325,7 @@ class Shadow(BaseModel):
     champion: int | None
     challenger: int | None
     model_error: ModelTrouble | None = Field(description="why the challenger is not the registry's")
-    sessions: list[Compared] = Field(description="newest first")
+    sessions: list[Compared] = Field(description="the one compared last first")
 
 
 class Reloaded(BaseModel):
@@ -367,7 +367,7 @@ def data_health(market: MarketReader) -> DataHealth:
 
 def watch_of(monitor: Monitor) -> Watch:
     "What the monitor last saw of the model that answers."
-    seen, challenger, compared = monitor.watched, monitor.challenger.served.model, monitor.agreements
+    seen, challenger, compared = monitor.seen(), monitor.challenger.served.model, monitor.newest_agreement()
     moved, skill = (seen.drift, seen.realised) if seen else (None, None)
     worst = moved.table.head(3).select("name", "psi", "usual").to_dicts() if moved else []
     return Watch(
@@ -377,7 +377,7 @@ def watch_of(monitor: Monitor) -> Watch:
         realised_rank_ic=skill and _finite(skill.mean.value), realised_low=skill and _finite(skill.mean.low),
         realised_high=skill and _finite(skill.mean.high), realised_sessions=skill.sessions if skill else 0,
         challenger=challenger.version if challenger else None,
-        rank_correlation=_finite(compared[-1].rank_correlation) if compared and challenger else None,
+        rank_correlation=_finite(compared.rank_correlation) if compared else None,
         warnings=monitor.warnings(),
     )  # fmt: skip
 
