@@ -7,7 +7,7 @@ __all__ = ['Words', 'SEVERITIES', 'LINES', 'Alert', 'AlertGroup', 'severity', 's
 
 # %% ../../nbs/trading/23_alerts.ipynb #f1959d74
 import hashlib
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
@@ -75,12 +75,16 @@ def body_of(alerts: list[Alert], over: bool) -> str:
     return "\n".join(line for line in lines if line)
 
 # %% ../../nbs/trading/23_alerts.ipynb #5bb11761
-def mount(app: FastAPI, settings: Settings) -> None:
+def mount(
+    app: FastAPI,
+    settings: Settings,
+    refusals: dict[int | str, dict[str, Any]] | None = None,  # Answers that the service declares beside the good one
+) -> None:
     "Add `POST /api/v1/alerts` to a service"
     notifier, key = notifier_of(settings), settings.services.api_key
     guard = web.require_key(key.get_secret_value() if key else None, bearer=True)
 
-    @app.post("/api/v1/alerts", status_code=202, dependencies=[guard], tags=["alerts"])
+    @app.post("/api/v1/alerts", status_code=202, dependencies=[guard], tags=["alerts"], responses=refusals)
     def tell(group: AlertGroup) -> dict[str, str]:
         "Alertmanager's webhook: tell people what it noticed."
         message = message_of(group)
