@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 from tradenb.core.calendar import sessions
 from tradenb.core.clock import NEW_YORK, new_york
+from tradenb.core.errors import SourceError
 from tradenb.exchange.data_api import adjusted
 from tradenb.exchange.feed import OPTIONAL, SCHEMA, Feed, announced, read_table, spans, write_rows
 from tradenb.exchange.wire import actions_json, rates
@@ -373,3 +374,20 @@ def test_a_ratio_survives_the_wire(ratio: float, kind: str):
         row = {"symbol": "A", "ex_date": TUESDAY, "kind": kind, "ratio": round(ratio, 6), "cash": 0.0, "target": None}
         ((_, body),) = actions_json(row)
         assert round(1 + body["rate"], 6) == row["ratio"]
+
+
+def test_a_time_before_all_calendars_is_refused_and_no_crash(serve):
+    http = serve().http
+    for path, field in (("/v2/stocks/bars?symbols=ACME", "start"), ("/v2/account/portfolio/history?", "start")):
+        reply = http.get(f"{path}&{field}=0001-01-01T00:00:00Z")
+        assert (reply.status_code, reply.json()["code"]) == (422, 40010001)
+
+
+def test_a_feed_that_cannot_be_read_says_which_file(tmp_path):
+    folder = write_rows(tmp_path / "feed", [])
+    (folder / "bars.parquet").write_bytes(b"no parquet at all")
+    with pytest.raises(SourceError, match=r"bars.parquet cannot be read .*: write the feed anew"):
+        Feed(folder)
+    pl.DataFrame({c: ["?"] for c in SCHEMA["bars"]}).write_parquet(folder / "bars.parquet")
+    with pytest.raises(SourceError, match=r"bars.parquet cannot be read"):
+        Feed(folder)

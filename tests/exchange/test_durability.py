@@ -19,7 +19,7 @@ from tradenb.exchange import venue as floor
 from tradenb.exchange.accounts import fold
 from tradenb.exchange.rules import NewOrder, Reject
 from tradenb.exchange.service import create_app
-from tradenb.exchange.store import Store
+from tradenb.exchange.store import Store, StoreBroken
 
 KEYS = ("PKTEST", "secret-of-the-test")
 MONDAY, TUESDAY = date(2024, 3, 4), date(2024, 3, 5)
@@ -266,13 +266,21 @@ def test_a_migration_that_is_cut_off_leaves_the_old_file(tmp_path, feed):
     db = old_file(tmp_path / "exchange.db")
     db.execute("update activities set body = body || 'x'")
     db.execute("create table old_closes (in_the_way text)")
-    with pytest.raises(sqlite3.OperationalError, match="old_closes"):
+    with pytest.raises(StoreBroken, match="old_closes"):
         Store(tmp_path / "exchange.db")
     assert db.execute("select client_order_id from orders").fetchall() == [("a",)]
     assert {row[1] for row in db.execute("pragma table_info(closes)")} == {"date", "equity"}
     db.execute("drop table old_closes")
     db.execute("update activities set body = substr(body, 1, length(body) - 1)")
     assert list(Store(tmp_path / "exchange.db").load().accounts) == ["paper"]
+
+
+def test_a_file_that_is_none_of_ours_is_refused_in_a_line(tmp_path):
+    (tmp_path / "exchange.db").write_bytes(b"a letter, not a database. " * 100)
+    with pytest.raises(
+        StoreBroken, match=r"exchange.db cannot be used as the exchange's file \(file is not a database\)"
+    ):
+        Store(tmp_path / "exchange.db")
 
 
 def test_no_secret_is_in_the_file(tmp_path, feed):

@@ -44,6 +44,7 @@ from tradenb.core.errors import ConfigError, SourceError
 from tradenb.core.settings import load
 from tradenb.core.web import serving
 from tradenb.exchange.faults import Plan, Rule
+from tradenb.exchange.feed import write_rows
 from tradenb.exchange.service import create_app, from_settings, horizon
 
 from .conftest import Running
@@ -679,3 +680,15 @@ def test_no_secret_stands_in_a_log_an_answer_or_an_error(serve, tmp_path):
     for _, secret in pairs:
         assert secret not in told
         assert secret.encode() not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_a_clock_that_runs_outlives_a_feed_without_bars(tmp_path):
+    "New bars are on their way: the clock stands until they are there."
+    write_rows(tmp_path / "feed", [])
+    folder, state = tmp_path / "feed", tmp_path / "exchange.db"
+    app = create_app(folder, state, key_id=KEYS[0], secret_key=KEYS[1], start=new_york(MONDAY, 12), speed=60)
+    with serving(app) as url:
+        sleep(0.4)  # more than a tick
+        write_rows(folder, [("ACME", MONDAY, 100.0, 101.0, 99.0, 100.0, 50_000)])
+        httpx.post(f"{url}/admin/feed/reload", headers=HEADERS).raise_for_status()
+        wait_until(lambda: app.state.venue.now > new_york(MONDAY, 12))

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from tradenb.core.calendar import sessions
 from tradenb.core.clock import new_york
 from tradenb.exchange import venue as floor
-from tradenb.exchange.accounts import key_hash, reserved
+from tradenb.exchange.accounts import Position, account_id, key_hash, reserved
+from tradenb.exchange.corporate import Action, action_activities
 from tradenb.exchange.matching import Side
-from tradenb.exchange.rules import NewOrder, Reject
+from tradenb.exchange.rules import NewOrder, Reject, Terms
 from tradenb.exchange.store import StoreBroken
 
 FRIDAY, MONDAY, TUESDAY, WEDNESDAY = date(2024, 3, 1), date(2024, 3, 4), date(2024, 3, 5), date(2024, 3, 6)
@@ -901,3 +902,32 @@ def test_an_order_for_dollars_never_sells_more_than_is_held_whatever_the_price_d
     assert book.account.positions == {}
     assert [book.orders[o.id].filled_qty for o in sent] == [10, 0]
     assert [book.orders[o.id].status for o in sent] == ["canceled", "expired"]
+
+
+def test_an_order_may_be_replaced_a_thousand_times(open_book):
+    "A client that follows the price by the minute does so in some days."
+    book = open_book(start=new_york(MONDAY, 12), state=None)
+    new = floor.admit(book, order(kind="limit", force="gtc", limit_price="90"))
+    for n in range(1_100):
+        new = floor.amend(book, new.id, Terms(limit_price=Decimal(90) - Decimal(n % 100) / 100))
+    assert floor.filled_before(book, new) == 0
+    assert len(book.working) == 1
+
+
+def test_a_position_too_small_for_a_share_of_the_other_company_does_not_stop_the_clock(open_book):
+    tiny = Position("ACME", Decimal("0.000000001"), Decimal(100))
+    spin = Action("ACME", TUESDAY, "spin_off", target="BETA", rate=Decimal("0.1"))
+    merger = Action("ACME", TUESDAY, "delisting", cash=Decimal(5), target="BETA", rate=Decimal("0.1"))
+    account, at = account_id("demo"), new_york(TUESDAY, 4)
+    assert action_activities(account, tiny, spin, at, {"BETA": Decimal(20)}) == []
+    (out,) = action_activities(account, tiny, merger, at, {"BETA": Decimal(20)})
+    assert (out.kind, out.qty) == ("MA", -tiny.qty)
+
+
+def test_an_account_and_its_keys_are_one_write(open_book):
+    venue, writes = open_book().venue, []
+    venue.store.put = lambda changes, told=None: writes.append(list(changes))
+    opened = floor.open_account(venue, "other", Decimal(5), Decimal(1), "PK", key_hash("PK", "secret"))
+    ((write,),) = writes
+    assert (write.profile.key_id, len(write.activities)) == ("PK", 1)
+    assert floor.book_for(venue, "PK", "secret") is opened

@@ -263,14 +263,14 @@ def open_account(
             raise invalid(f"account {name} exists already")
         if key_id and key_id in venue.by_key:
             raise invalid(f"key id {key_id} is in use")
-        profile = Profile(name, account_id(name), multiplier)
+        profile = Profile(name, account_id(name), multiplier, key_id, secret_hash)
         opening = deposit(profile.id, cash, venue.now, session_day(venue.now))
         venue.store.put([Write(name, (), (opening,), profile=profile)])
-        venue.books[name] = Book(venue, Records(profile, [], [opening], {}))
+        book = venue.books[name] = Book(venue, Records(profile, [], [opening], {}))
         if key_id:
-            _profile(venue, name, key_id=key_id, secret_hash=secret_hash)
+            venue.by_key[key_id] = book
     venue.store.settle()
-    return venue.books[name]
+    return book
 
 
 def _profile(venue: Venue, name: str, **changes: Any) -> None:

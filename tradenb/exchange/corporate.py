@@ -119,6 +119,8 @@ def spin_lines(
     "The new shares with their part of the cost, and a fraction in cash."
     action, cost = book.action, held.cost_basis * share
     new = (held.qty * action.rate).quantize(SHARE_STEP, ROUND_HALF_UP)
+    if not new:  # not a billionth of a share
+        return []
     target, fraction = action.target or "", odd(new, _is_whole(held.qty), price)
     words = f"spin-off of {target} from {held.symbol}, {action.rate} per share"
     lines = [book.line(Kind.SPIN, target, words, qty=new, price=cost / new)]
@@ -147,6 +149,8 @@ def merger_lines(book: Booking, held: Position, price: Decimal | None) -> list[A
     if action.cash and price:
         in_shares = action.rate * price / (action.cash + action.rate * price)
     new = (held.qty * action.rate).quantize(SHARE_STEP, ROUND_HALF_UP)
+    if not new:  # not a billionth of a share
+        return end_lines(book, held)
     kept, fraction = held.cost_basis * in_shares, odd(new, _is_whole(held.qty), price)
     words = f"{held.symbol} merged into {target}: {action.rate} shares and {action.cash} dollars per share"
     out = dict(amount=_cents(held.qty * action.cash), qty=-held.qty, price=action.cash + kept / held.qty)

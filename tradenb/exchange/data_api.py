@@ -377,7 +377,7 @@ def told(model: Any) -> Mapping[int | str, dict[str, Any]]:
 def data_router(venue: Venue) -> APIRouter:
     "Bars, trades, quotes and snapshots."
     router = APIRouter(prefix="/stocks", tags=["market data"])
-    page, latest = dict(told(Page)), dict(told(Latest))
+    page = dict(told(Page))
 
     @router.get("/bars", responses=page)
     def bars(query: Annotated[BarQuery, Query()]) -> Response:
@@ -391,6 +391,14 @@ def data_router(venue: Venue) -> APIRouter:
     def quotes(query: Annotated[PrintQuery, Query()]) -> Response:
         shape = lambda price, at: quote_json(price, at, venue.model.slippage_bps)
         return answer(prints_page(venue, query, "quotes", shape))
+
+    _latest(router, venue)
+    return router
+
+
+def _latest(router: APIRouter, venue: Venue) -> None:
+    "The newest of each symbol."
+    latest = dict(told(Latest))
 
     @router.get("/bars/latest", responses=latest)
     def latest_bars(symbols: str) -> Response:
@@ -410,8 +418,6 @@ def data_router(venue: Venue) -> APIRouter:
     @router.get("/snapshots", responses=dict(told(dict[str, dict[str, Any]])))
     def all_snapshots(symbols: str) -> Response:
         return answer(snapshots(venue, known_symbols(venue, symbols)))
-
-    return router
 
 
 def actions_router(venue: Venue) -> APIRouter:

@@ -21,7 +21,7 @@ import polars as pl
 
 from ..core.calendar import is_session, previous_session, session
 from ..core.clock import NEW_YORK, new_york
-from ..core.errors import SourceError
+from ..core.errors import SourceError, one_line
 from .corporate import Action, restated
 from .matching import Bar
 
@@ -55,17 +55,20 @@ def read_table(
     folder: Path,
     name: str,  # bars, actions or assets
 ) -> pl.DataFrame:
-    "One table of the feed. Raises `SourceError` when the file or a column is missing."
+    "One table of the feed. Raises `SourceError` when the file or a column is missing, or cannot be read as what it should be."
     path, columns = folder / f"{name}.parquet", list(SCHEMA[name])
     if not path.is_file():
         raise SourceError(f"the exchange's feed misses {path}: write it with market.catalog.write_feed before starting")
-    frame = pl.read_parquet(path)
-    missing = [c for c in columns if c not in frame.columns]
-    if missing:
-        raise SourceError(f"{path} misses the column(s) {', '.join(missing)}; expected {', '.join(columns)}")
-    extra = OPTIONAL.get(name, {})
-    absent = [pl.lit(None, kind).alias(c) for c, kind in extra.items() if c not in frame.columns]
-    return frame.with_columns(absent).select(*columns, *(pl.col(c).cast(kind) for c, kind in extra.items()))
+    try:
+        frame = pl.read_parquet(path)
+        missing = [c for c in columns if c not in frame.columns]
+        if missing:
+            raise SourceError(f"{path} misses the column(s) {', '.join(missing)}; expected {', '.join(columns)}")
+        kinds = SCHEMA[name] | OPTIONAL.get(name, {})
+        absent = [pl.lit(None).alias(c) for c in kinds if c not in frame.columns]
+        return frame.with_columns(absent).select(pl.col(c).cast(kind) for c, kind in kinds.items())
+    except pl.exceptions.PolarsError as error:
+        raise SourceError(f"{path} cannot be read ({one_line(error)}): write the feed anew") from error
 
 # %% ../../nbs/exchange/04_feed.ipynb #6c5c586d
 def write_rows(

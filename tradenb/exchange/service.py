@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NOT_OFFERED', 'PAPER', 'OPEN', 'TICK_S', 'Problem', 'error', 'code_of', 'Honest', 'Rate', 'Door', 'Step', 'Pace',
            'horizon', 'run_clock', 'clock_router', 'NewAccount', 'Opened', 'account_told', 'accounts_router',
-           'faults_told', 'faults_router', 'most_shares', 'veto', 'open_paper', 'create_app', 'numbers', 'shorten',
-           'from_settings']
+           'faults_told', 'faults_router', 'most_shares', 'veto', 'require_keys', 'open_paper', 'create_app', 'numbers',
+           'shorten', 'from_settings']
 
 # %% ../../nbs/exchange/16_service.ipynb #d5560b1b
 import asyncio
@@ -112,7 +112,7 @@ async def _on_invalid(_request: Request, wrong: Exception) -> Response:
 async def _on_http(request: Request, failed: Exception) -> Response:
     assert isinstance(failed, HTTPException)
     absent = next((name for path, name in NOT_OFFERED.items() if request.url.path.startswith(path)), None)
-    words = f"not found: {absent} are not offered by this exchange" if absent else str(failed.detail).lower()
+    words = f"not found: {absent}: not offered by this exchange" if absent else str(failed.detail).lower()
     return error(failed.status_code, code_of(failed.status_code), words, failed.headers)
 
 
@@ -145,11 +145,12 @@ class Rate:
 
     def refuse(self, account: str) -> int:
         "Seconds to wait when the minute is used up, otherwise 0."
-        minute = int(self.watch.seconds // 60)
+        now = self.watch.seconds
+        minute = int(now // 60)
         if minute != self.minute:
             self.minute, self.used = minute, {}
         self.used[account] = self.used.get(account, 0) + 1
-        return ceil(60 * (minute + 1) - self.watch.seconds) if self.most and self.used[account] > self.most else 0
+        return ceil(60 * (minute + 1) - now) if self.most and self.used[account] > self.most else 0
 
 
 class Door:
@@ -232,12 +233,19 @@ async def run_clock(venue: Venue, pace: Pace) -> None:
     while True:
         await asyncio.sleep(TICK_S)
         elapsed, before = watch.seconds - before, watch.seconds
-        to = min(venue.now + timedelta(seconds=elapsed * pace.speed), horizon(venue))
-        if pace.speed and to > venue.now:
-            try:
-                await asyncio.to_thread(floor.step, venue, to)
-            except TradenbError as refused:  # somebody else has just stepped it further
-                get_logger("exchange").warning("clock_not_moved", detail=one_line(refused))
+        if pace.speed and venue.feed.dates:
+            await _run_on(venue, timedelta(seconds=elapsed * pace.speed))
+
+
+async def _run_on(venue: Venue, by: timedelta) -> None:
+    try:
+        to = min(venue.now + by, horizon(venue))
+        if to > venue.now:
+            await asyncio.to_thread(floor.step, venue, to)
+    except TradenbError as refused:  # somebody else has just stepped it further
+        get_logger("exchange").warning("clock_not_moved", detail=one_line(refused))
+    except Exception as bug:  # the next tick may go well, and requests are answered meanwhile
+        get_logger("exchange").error("clock_crashed", exc_info=bug)
 
 # %% ../../nbs/exchange/16_service.ipynb #8f67567a
 def clock_router(venue: Venue, pace: Pace) -> APIRouter:
@@ -375,12 +383,16 @@ def veto(faults: Faults) -> Callable[[Book, Order], str | None]:
     )
 
 # %% ../../nbs/exchange/16_service.ipynb #86aa5c36
-def open_paper(venue: Venue, cash: Decimal, multiplier: Decimal, key_id: str, secret_key: str) -> Book:
-    "The settings' account, opened or continued."
+def require_keys(key_id: str, secret_key: str) -> None:
+    "Raises `ConfigError` where half of a key pair is missing."
     if not key_id or not secret_key:
         raise ConfigError(
             "the exchange needs a key pair: set TRADENB_EXECUTION__BROKER_KEY_ID and TRADENB_EXECUTION__BROKER_SECRET"
         )
+
+
+def open_paper(venue: Venue, cash: Decimal, multiplier: Decimal, key_id: str, secret_key: str) -> Book:
+    "The settings' account, opened or continued."
     if PAPER not in venue.books:
         return open_account(venue, PAPER, cash, multiplier, key_id, key_hash(key_id, secret_key))
     set_multiplier(venue, PAPER, multiplier)
@@ -404,10 +416,7 @@ def create_app(
     rate_limit: int = 0,  # requests a minute and account; 0: no limit
 ) -> FastAPI:
     "The exchange as an ASGI application. Raises `SourceError` without a feed, `ConfigError` without keys."
-    if not key_id or not secret_key:
-        raise ConfigError(
-            "the exchange needs a key pair: set TRADENB_EXECUTION__BROKER_KEY_ID and TRADENB_EXECUTION__BROKER_SECRET"
-        )
+    require_keys(key_id, secret_key)
     model = FillModel(*(Decimal(str(x)) for x in (slippage_bps, fee_bps, volume_share)))
     venue, faults = Venue(Feed(feed), Store(state), model, start), Faults(plan or Plan())
     open_paper(venue, Decimal(cash), Decimal(multiplier), key_id, secret_key)
@@ -437,11 +446,13 @@ def _lifespan(venue: Venue, pace: Pace) -> web.Lifespan:
     @contextlib.asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
         clock = asyncio.create_task(run_clock(venue, pace))
-        yield
-        clock.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await clock
-        venue.close()
+        try:
+            yield
+        finally:
+            clock.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await clock
+            venue.close()
 
     return life
 

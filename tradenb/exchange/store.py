@@ -156,7 +156,7 @@ Told = Callable[[], None]
 
 
 class Store:
-    "The exchange's file. One writer at a time; changes are written and told in the order in which they were put."
+    "The exchange's file. One writer at a time; changes are written and told in the order in which they were put. Raises `StoreBroken` for a file that is none of ours."
 
     def __init__(
         self,
@@ -166,14 +166,16 @@ class Store:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self.db = sqlite3.connect(self.path or ":memory:", check_same_thread=False, isolation_level=None)
-        self.db.execute("pragma journal_mode=wal")
-        self.db.execute("pragma synchronous=full")
         try:
+            self.db.execute("pragma journal_mode=wal")
+            self.db.execute("pragma synchronous=full")
             migrate(self.db)
-        except sqlite3.Error:
+            self.db.executescript(SCHEMA)
+        except sqlite3.Error as error:
             self.db.close()
-            raise
-        self.db.executescript(SCHEMA)
+            raise StoreBroken(
+                f"{self.path} cannot be used as the exchange's file ({error}): mend that, or move it away and begin anew"
+            ) from error
         self.queue, self.news = deque[tuple[Sequence[Write], Told | None]](), deque[Told]()
         self.writing, self.telling, self.broken = RLock(), False, ""
 

@@ -44,6 +44,7 @@ from tradenb.exchange.wire import (
     aware,
     clock_json,
     configuration_json,
+    day_at,
     history_json,
     order_json,
     position_json,
@@ -125,7 +126,13 @@ def _takes(model: type[BaseModel]) -> Json:
 def orders_router() -> APIRouter:
     "Orders: send, list, find, replace, cancel."
     router = APIRouter()
+    _to_send(router)
+    _to_find(router)
+    _to_cancel(router)
+    return router
 
+
+def _to_send(router: APIRouter) -> None:
     @router.post("/orders", openapi_extra=_takes(NewOrder))
     async def submit_order(request: Request) -> Response:
         book: Book = request.scope["book"]
@@ -133,6 +140,14 @@ def orders_router() -> APIRouter:
         await floor.settled(book.venue)
         return answer(order_json(order))
 
+    @router.patch("/orders/{order_id}", openapi_extra=_takes(Terms))
+    async def replace_order(order_id: str, request: Request, book: Mine) -> Response:
+        order = floor.amend(book, order_id, await body_of(request, Terms))
+        await floor.settled(book.venue)
+        return answer(order_json(order))
+
+
+def _to_find(router: APIRouter) -> None:
     @router.get("/orders")
     async def list_orders(query: Annotated[OrderQuery, Query()], book: Mine) -> Response:
         return answer([order_json(o) for o in select_orders(book, query)])
@@ -145,12 +160,8 @@ def orders_router() -> APIRouter:
     async def order_by_id(order_id: str, book: Mine) -> Response:
         return answer(order_json(floor.find_order(book, order_id)))
 
-    @router.patch("/orders/{order_id}", openapi_extra=_takes(Terms))
-    async def replace_order(order_id: str, request: Request, book: Mine) -> Response:
-        order = floor.amend(book, order_id, await body_of(request, Terms))
-        await floor.settled(book.venue)
-        return answer(order_json(order))
 
+def _to_cancel(router: APIRouter) -> None:
     @router.delete("/orders", status_code=207)
     async def cancel_orders(book: Mine) -> Response:
         done = [{"id": o.id, "status": 200, "body": order_json(o)} for o in floor.revoke_all(book)]
@@ -162,8 +173,6 @@ def orders_router() -> APIRouter:
         floor.revoke(book, order_id)
         await floor.settled(book.venue)
         return Response(status_code=204)
-
-    return router
 
 # %% ../../nbs/exchange/11_trading_api.ipynb #47d159ce
 def _held_for_orders(book: Book, position: Position) -> Decimal:
@@ -333,15 +342,22 @@ def cash_flows(book: Book, kinds: str | None) -> dict[str, dict[date, Decimal]]:
     return flows
 
 
+def _day(at: datetime | None) -> date | None:
+    try:
+        return day_at(at) if at else None
+    except ValueError as wrong:
+        raise invalid(str(wrong)) from None
+
+
 def portfolio_history(book: Book, query: HistoryQuery) -> Json:
     "The equity at each close of a period."
     if query.timeframe not in (None, "1D"):
         raise unprocessable(
             f"timeframe {query.timeframe} is not offered by this exchange: it knows the equity of each close, 1D"
         )
-    days, day = list(book.closes), lambda at: session_day(aware(at)) if at else None
-    last = query.date_end or day(query.end) or session_day(book.venue.now)
-    first = day(query.start) or first_shown(query.period or "1M", last, days)
+    days = list(book.closes)
+    last = query.date_end or _day(query.end) or session_day(book.venue.now)
+    first = _day(query.start) or first_shown(query.period or "1M", last, days)
     before = [d for d in days if d < first]
     opening = book.activities[0]
     base = (before[-1], book.closes[before[-1]]) if before else (opening.date, opening.amount)
@@ -507,8 +523,6 @@ def elsewhere_router() -> APIRouter:
 
 def _refusal(what: str) -> Any:
     async def refuse() -> Response:
-        raise missing(
-            f"{what} are not offered by this exchange" if what != "crypto" else "crypto is not offered by this exchange"
-        )
+        raise missing(f"{what}: not offered by this exchange")
 
     return refuse

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRICES', 'STEPS', 'find_asset', 'is_active', 'check_order', 'check_power', 'make_order', 'admit', 'submit',
-           'find_order', 'find_by_client_id', 'revoke', 'cancel', 'revoke_all', 'cancel_all', 'filled_before',
-           'check_replaceable', 'amend', 'replace_order', 'Moment', 'moments', 'traded_on', 'step', 'reload_feed']
+           'find_order', 'find_by_client_id', 'revoke', 'cancel', 'revoke_all', 'filled_before', 'check_replaceable',
+           'amend', 'replace_order', 'Moment', 'moments', 'traded_on', 'step', 'reload_feed']
 
 # %% ../../nbs/exchange/09_venue.ipynb #f2b494c2
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -227,18 +227,14 @@ def revoke_all(book: Book) -> list[Order]:
         apply_change(book, change)
         return list(change.orders.values())
 
-
-def cancel_all(book: Book) -> list[Order]:
-    "Cancel every open order. It is on disk when this returns."
-    orders = revoke_all(book)
-    book.venue.store.settle()
-    return orders
-
 # %% ../../nbs/exchange/09_venue.ipynb #4433081f
 def filled_before(book: Book, order: Order) -> Decimal:
-    "Shares that an order and those that it replaced have got."
-    before = filled_before(book, book.orders[order.replaces]) if order.replaces else Decimal(0)
-    return before + order.filled_qty
+    "Shares that an order and those that it replaced have got, however many they were."
+    done = order.filled_qty
+    while order.replaces:
+        order = book.orders[order.replaces]
+        done += order.filled_qty
+    return done
 
 
 def _replacement(book: Book, old: Order, terms: Terms) -> NewOrder:
@@ -252,11 +248,8 @@ def _replacement(book: Book, old: Order, terms: Terms) -> NewOrder:
     new |= {name: given for name, given in terms if given is not None and name != "trail"}
     if old.type is OrderType.TRAILING_STOP:
         new |= {"stop_price": None}
-        new |= (
-            {}
-            if terms.trail is None
-            else {"trail_price" if old.trail_price is not None else "trail_percent": terms.trail}
-        )
+        trails = "trail_price" if old.trail_price is not None else "trail_percent"
+        new |= {} if terms.trail is None else {trails: terms.trail}
     notional = None if old.notional is None else old.notional - old.filled_value
     return NewOrder(**new | {"qty": None if qty is None else qty - done, "notional": notional})
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Json', 'EXCHANGE', 'CLASS', 'ALWAYS', 'CONFIGURATION', 'REGT_MULTIPLIER', 'DATED', 'ANNOUNCED', 'number', 'instant',
-           'answer', 'aware', 'day_of', 'split_list', 'asset_uuid', 'expiry', 'order_json', 'event_json', 'fill_json',
-           'non_trade_json', 'sequence', 'activity_json', 'position_json', 'account_json', 'margin_json',
+           'answer', 'aware', 'day_at', 'day_of', 'split_list', 'asset_uuid', 'expiry', 'order_json', 'event_json',
+           'fill_json', 'non_trade_json', 'sequence', 'activity_json', 'position_json', 'account_json', 'margin_json',
            'configuration_json', 'history_json', 'asset_json', 'clock_json', 'session_json', 'bar_json', 'trade_json',
            'quote_json', 'rates', 'shares_json', 'cash_json', 'other_json', 'actions_json', 'announcement_json']
 
@@ -61,9 +61,17 @@ def aware(at: datetime) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=NEW_YORK)
 
 
+def day_at(at: datetime) -> date:
+    "New York's day of a client's time. Raises `ValueError` where no calendar has one."
+    try:
+        return session_day(aware(at))
+    except OverflowError:
+        raise ValueError(f"{at.isoformat()} lies outside the calendar") from None
+
+
 def day_of(text: str) -> date:
     "New York's day of a date or an RFC 3339 time. Raises `ValueError` for anything else."
-    return date.fromisoformat(text) if len(text) == 10 else session_day(aware(datetime.fromisoformat(text)))
+    return date.fromisoformat(text) if len(text) == 10 else day_at(datetime.fromisoformat(text))
 
 
 def split_list(values: list[str] | None) -> set[str]:
@@ -88,8 +96,8 @@ def expiry(order: Order) -> str | None:
     return instant(session(day if is_session(day) else next_session(day)).close)
 
 
-def order_json(order: Order) -> Json:
-    "An order."
+def _life_json(order: Order) -> Json:
+    "Whose the order is, and when what happened to it."
     return {
         "id": order.id,
         "client_order_id": order.client_order_id,
@@ -104,6 +112,12 @@ def order_json(order: Order) -> Json:
         "replaced_at": instant(order.replaced_at),
         "replaced_by": order.replaced_by,
         "replaces": order.replaces,
+    }
+
+
+def order_json(order: Order) -> Json:
+    "An order: its life, then its terms."
+    return _life_json(order) | {
         "asset_id": asset_uuid(order.symbol),
         "symbol": order.symbol,
         "asset_class": CLASS,
