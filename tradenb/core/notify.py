@@ -364,7 +364,8 @@ class Channels:
 
     def deliver(self, message: Message) -> tuple[str, str]:  # sent, partly, failed or late; what went wrong
         "Hand a message to all addresses"
-        work = lambda url: lambda: deliver(url, message, self.timeout_s)
+        # A call that gave up before we do would be a failure, though the message may have arrived: it waits longer.
+        work = lambda url: lambda: deliver(url, message, 2 * self.timeout_s)
         futures = [at_once(work(url), f"notify {n}") for n, url in enumerate(self.urls, 1)]
         wait(futures, self.timeout_s)
         answers = {f"address {n}": _answer(future) for n, future in enumerate(futures, 1)}
