@@ -38,13 +38,15 @@ def listening(
     async def remember(message: object) -> None:
         heard.append(message)
 
+    tape = exchange.app.state.tape
+    subscribed = lambda: sum(c.subscription != Subscription() for c in list(tape.connections))
+    before = subscribed()
     stream = StockDataStream(*KEYS, url_override=exchange.url.replace("http", "ws") + "/v2/iex")
     for channel in channels:
         getattr(stream, f"subscribe_{channel}")(remember, *symbols)
     thread = threading.Thread(target=stream.run, daemon=True)
     thread.start()
-    tape = exchange.app.state.tape
-    wait_until(lambda: any(c.subscription != Subscription() for c in tape.connections))
+    wait_until(lambda: subscribed() > before)
     yield stream, heard
     stream.stop()
     asyncio.run_coroutine_threadsafe(stream.close(), stream._loop)  # it looks at `stop` every five seconds
@@ -82,6 +84,7 @@ def test_only_what_was_subscribed_to_is_heard(serve):
         wait_until(lambda: len(heard) == 2)
         assert [(m.symbol, m.price) for m in heard] == [("BETA", 20.0), ("BETA", 21.0)]
         stream.unsubscribe_trades("BETA")
+        wait_until(lambda: all(c.subscription == Subscription() for c in list(exchange.app.state.tape.connections)))
         exchange.step(new_york(TUESDAY, 18))
         sleep(0.2)
         assert len(heard) == 2

@@ -121,6 +121,13 @@ def posted(gateway: Process, pool: ThreadPoolExecutor, wire: Any, eventually: An
     return answer
 
 
+def is_shut(gateway: Process) -> bool:
+    try:
+        return "stopping" in gateway.client.get("/health").json()["problems"]
+    except httpx.HTTPError:
+        return True
+
+
 def test_an_order_in_flight_is_finished_and_nothing_more_taken_in_before_the_process_ends(
     start: Any, wire: Any, database_url: str, eventually: Any
 ) -> None:
@@ -129,7 +136,7 @@ def test_an_order_in_flight_is_finished_and_nothing_more_taken_in_before_the_pro
     with ThreadPoolExecutor(1) as pool:
         answer = posted(gateway, pool, wire, eventually)
         gateway.process.send_signal(signal.SIGTERM)
-        sleep(0.3)
+        eventually(lambda: is_shut(gateway))
         assert gateway.post(symbol="S02") in (503, 0)
         gateway.stop(signal.SIGTERM)  # once more, as an impatient supervisor does
         assert answer.result() == 201

@@ -27,7 +27,7 @@ Make = Callable[..., Settings]
 
 
 def seen(settings: Settings, *parts: str, **more: float) -> list[Finding]:
-    return list(examine(settings, parts, **more))
+    return list(examine(settings, parts, **{"timeout_s": 120} | more))
 
 
 def states(found: Iterable[Finding]) -> list[str]:
