@@ -185,7 +185,17 @@ def _plain(value: Any, digits: int) -> str:
 
 
 def _money(value: Any, digits: int = 2) -> str:
-    return f"{'−' if value < 0 else ''}${abs(value):,.{digits}f}"
+    text = f"${abs(value):,.{digits}f}"
+    return f"−{text}" if value < 0 and _counts(text) else text
+
+
+def _plus(value: Any, text: str) -> str:
+    return f"+{text}" if value > 0 and _counts(text) else text
+
+
+def _counts(text: str) -> bool:
+    "Is there anything but zeros? What rounds to nothing has no sign."
+    return bool(text.strip("$0.,%"))
 
 
 def _shares(value: Any) -> str:
@@ -210,12 +220,12 @@ Format = Literal[
 FORMATS: dict[str, Callable[[Any], str]] = {
     "money": _money,  # 1234.5 → $1,234.50
     "dollars": lambda v: _money(v, 0),  # 1234.5 → $1,234
-    "pnl": lambda v: ("+" if v > 0 else "") + _money(v),  # coloured by its sign
-    "gain": lambda v: ("+" if v > 0 else "") + _money(v, 0),  # the same without cents
-    "flow": lambda v: ("+" if v > 0 else "") + _money(v),  # a change that is neither good nor bad
+    "pnl": lambda v: _plus(v, _money(v)),  # coloured by its sign
+    "gain": lambda v: _plus(v, _money(v, 0)),  # the same without cents
+    "flow": lambda v: _plus(v, _money(v)),  # a change that is neither good nor bad
     "price": lambda v: _plain(v, 2),
     "percent": lambda v: _plain(100 * v, 2) + "%",  # a share: 0.0123 → 1.23%
-    "change": lambda v: ("+" if v > 0 else "") + _plain(100 * v, 2) + "%",  # coloured by its sign
+    "change": lambda v: _plus(v, _plain(100 * v, 2) + "%"),  # coloured by its sign
     "bps": lambda v: _plain(10_000 * v, 1),  # a share: 0.00123 → 12.3
     "integer": lambda v: _plain(v, 0),
     "shares": _shares,
@@ -355,7 +365,8 @@ def _sign(value: Any, kind: Format) -> list[str]:
     text = text_of(value, kind)
     if text == "–":
         return ["tn-none"]
-    return ["tn-up" if value > 0 else "tn-down"] if kind in COLOURED and value else []
+    signed = {"+": ["tn-up"], "−": ["tn-down"]} if kind in COLOURED else {}
+    return signed.get(text[:1], [])
 
 # %% ../../nbs/core/09_report.ipynb #5c944219
 Column = tuple[str, Format]  # A heading, and how its values are written

@@ -208,7 +208,7 @@ POSITION: dict[str, Column] = {
 }
 
 
-def positions_table(result: Reconciled, most: int = 20) -> Block:
+def positions_table(result: Reconciled, most: int = 60) -> Block:
     "The largest positions on either side."
     rows = result.positions.sort(pl.col("market_value").abs(), descending=True)
     return columns(rows, POSITION, "Positions, the largest first", max_rows=most)

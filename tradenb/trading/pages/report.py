@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TOLERANCE', 'Facts', 'COMPARED', 'STORY', 'NOTHING_HELD', 'NAME', 'ALWAYS', 'ALL', 'GAP', 'SAID', 'STAGE_ROW',
            'STAGE', 'LOGGED', 'COLUMNS', 'IN_FLIGHT', 'NOTEBOOK', 'verdict_of', 'previous_summary', 'elsewhere_found',
-           'opening', 'sentences', 'figures', 'Figure', 'changes', 'facts_of', 'since_before', 'changes_table',
-           'pnl_parts', 'pnl_waterfall', 'pnl_charts', 'ends_chart', 'sectors_chart', 'names_table', 'growth_chart',
-           'causes_chart', 'gap_block', 'gap_table', 'exposure', 'stage_fact', 'stages_block', 'day_stages', 'logged',
-           'log_block', 'log_table', 'sessions_frame', 'recent_summaries', 'sessions_table', 'provenance',
-           'universe_text', 'stopped_at', 'stopped_findings', 'orders_sent', 'stopped']
+           'opening', 'telling', 'sentences', 'figures', 'Figure', 'changes', 'facts_of', 'since_before',
+           'changes_table', 'pnl_parts', 'pnl_waterfall', 'pnl_charts', 'ends_chart', 'sectors_chart', 'names_table',
+           'growth_chart', 'causes_chart', 'gap_block', 'gap_table', 'exposure', 'stage_fact', 'stages_block',
+           'day_stages', 'logged', 'log_block', 'log_table', 'sessions_frame', 'recent_summaries', 'sessions_table',
+           'provenance', 'universe_text', 'stopped_at', 'stopped_findings', 'orders_sent', 'stopped']
 
 # %% ../../../nbs/trading/pages/08_report.ipynb #74145c01
 import re
@@ -107,8 +107,13 @@ def opening(day: DayReport) -> Block:
     own = verdict_of(day.status, bool(day.summary.get("matched")), day.unexplained)
     found = elsewhere_found(records.stages(day.run.engine, day.run.run_id))
     said = sentences(day, previous_summary(day) is None)
-    remember(day.run, "report", [(own, said[0])])
+    remember(day.run, "report", [(own, telling(own, said))])
     return headline("The day", subtitle(day.run), worst([own, *(verdict for verdict, _ in found)]), [*said, *found])
+
+
+def telling(own: Verdict, said: Sequence[str]) -> str:
+    "The sentence that the day's own verdict rests on: what it earned where all is well, else what did not go as it should."
+    return said[0] if own == "green" or len(said) > 2 else said[-1]
 
 
 def sentences(day: DayReport, first: bool) -> list[str]:
