@@ -142,7 +142,8 @@ def test_killed_while_trading_with_an_exchange_that_lives_on(desk, exchange, mom
     desk.check_books()
 
 
-@pytest.mark.parametrize("name", [pytest.param("etl", marks=pytest.mark.long), "train"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["etl", "train"])
 def test_killed_before_anything_is_traded(desk, name):
     often = {"training.retrain_sessions": 1}
     process = desk.start("paper-run", "--date", str(SECOND), **often)

@@ -157,6 +157,7 @@ def test_splits_and_dividends_on_both_sides_leave_nothing_unexplained(files_desk
     require_explained(desk, THIRD)
 
 
+@pytest.mark.long
 def test_a_held_name_that_is_delisted_is_paid_out_and_gets_no_order(files_desk):
     desk = files_desk("delisting")
     before = held(desk, FIRST)

@@ -24,6 +24,7 @@ def test_a_day_of_partial_fills_is_partially_completed_and_over(fresh):
 UNGUARDED = {"limits.check_buying_power": "false", "limits.max_gross": 0, "limits.max_net": 0}
 
 
+@pytest.mark.long
 def test_a_day_whose_orders_are_all_denied_ends_as_failed_and_the_next_day_goes_on(fresh):
     poor = {"exchange.cash": 1}
     for _ in range(2):

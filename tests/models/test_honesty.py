@@ -53,6 +53,7 @@ def test_on_the_demo_market_the_recipe_reaches_four_fifths_of_what_the_oracle_kn
     assert verdict(result.predictions, result.config).found
 
 
+@pytest.mark.long
 def test_where_nothing_is_planted_nothing_is_found_in_nineteen_of_twenty_markets():
     """At the level of the verdict, 99 % two-sided, luck passes at most one market in two hundred: two of twenty would be a fault.
 
