@@ -175,6 +175,11 @@ def test_panels_of_a_few_symbols_are_rows_of_the_panel_of_all(tmp_path: Path) ->
     assert [p.symbols for p in panels(bars.lazy(), symbols=("S0001", "S0004"), **ways)] == [("S0001", "S0004")]
 
 
+def test_an_empty_list_of_symbols_is_not_taken_for_all_of_them(tmp_path: Path) -> None:
+    random_panel(3, 20, seed=1).frame().write_parquet(file := tmp_path / "bars.parquet")
+    assert list(panels(file, symbols=[], adjusted=False)) == []
+
+
 def test_panels_of_one_source_have_the_same_sessions(tmp_path: Path) -> None:
     early = {"symbol": "A", "date": date(2024, 3, 27)}
     late = {"symbol": "B", "date": date(2024, 4, 1)}

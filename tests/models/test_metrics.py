@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from tradenb.core.errors import InputError
 from tradenb.models import metrics as m
 from tradenb.models.inference import newey_west
 
@@ -153,6 +154,12 @@ def test_decay_equals_a_loop_over_sessions(seed, missing):
         assert row["late"] == pytest.approx(np.mean(late), abs=1e-12)
         assert row["held"] == pytest.approx(np.mean(held), abs=1e-12)
         assert row["late_low"] < row["late"] < row["late_high"]
+
+
+@pytest.mark.parametrize("horizons", [(), (0, 1)])
+def test_decay_over_horizons_that_are_none_is_refused(horizons):
+    with pytest.raises(InputError, match="a decay over the horizons"):
+        m.decay(frame(np.ones((2, 3)), np.ones((2, 3))), horizons)
 
 
 def test_decay_takes_labels_of_one_session_from_elsewhere():

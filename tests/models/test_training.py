@@ -108,7 +108,7 @@ def test_a_market_without_signal_still_gives_a_ranking_that_is_not_the_alphabets
     config = replace(SMALL, rounds=60, early_stopping=25, min_rounds=20)
     noise = train(random_panel(24, 300, seed=2), ALPHA158, config)
     assert noise.fold_metrics["trees"].min() >= 20
-    assert noise.best_rounds >= 20
+    assert noise.model.rounds >= 20
     last = noise.predictions.filter(noise.predictions["date"] == noise.predictions["date"].max())
     assert last["prediction"].n_unique() == last.height
     assert abs(noise.metrics["rank_ic"]) < 4 / np.sqrt(noise.ic["names"].sum())

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from ..core.errors import DataError, ServiceUnavailable, TradenbError
+from ..core.errors import DataError, InputError, ServiceUnavailable, TradenbError
 from ..core.progress import say
 from . import compiled
 from .engine import Engine, FeatureBlock, State, compute
@@ -100,7 +100,9 @@ GROUP_BYTES = 32 * 2**20  # of values, in one answer
 
 
 def groups(panel: Panel, values_per_symbol: int, symbols_per_chunk: int | None) -> list[slice]:
-    "Rows of the panel that go to a worker together."
+    "Rows of the panel that go to a worker together. Raises `InputError` for groups of none."
+    if symbols_per_chunk is not None and symbols_per_chunk < 1:
+        raise InputError(f"symbols_per_chunk is {symbols_per_chunk}, expected at least 1")
     n = symbols_per_chunk or max(1, GROUP_BYTES // max(1, 4 * values_per_symbol))
     return [slice(at, at + n) for at in range(0, panel.shape[0], n)]
 

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from ..core.errors import ConfigError, DataError, InputError
 from . import compiled, reference, table
-from .panel import Day, Panel
+from .panel import Day, Panel, long_keys
 from .program import Program, program
 from .reference import Columns
 from .sets import FeatureSet
 
 # %% auto #0
 __all__ = ['Mask', 'Engine', 'Work', 'CHUNK_BARS', 'LINE', 'TALLY', 'FeatureBlock', 'Layout', 'layout', 'State', 'stacked',
-           'resumed', 'start_states', 'chunks', 'in_parallel', 'cores', 'led', 'chosen', 'check', 'compute',
+           'resumed', 'start_states', 'chunks', 'in_parallel', 'cores', 'led', 'chosen', 'check', 'compute', 'fill',
            'kept_state']
 
 # %% ../../nbs/features/11_engine.ipynb #ff7bfeec
@@ -55,9 +55,7 @@ class FeatureBlock:
 
     def keys(self, mask: Mask = None) -> pl.DataFrame:  # symbol, date
         "Symbol and date of the rows of `matrix(mask)`: symbols in order, sessions within."
-        row, column = np.nonzero(self.traded if mask is None else mask)
-        names = pl.Series("symbol", self.symbols, pl.String).gather(pl.Series(row))
-        return pl.DataFrame([names, pl.Series("date", self.dates[column]).cast(pl.Date)])
+        return long_keys(self.symbols, self.dates, self.traded if mask is None else mask)
 
     def matrix(self, mask: Mask = None) -> NDArray[np.float32]:  # (rows, features), C-contiguous
         "Rows for a model (default: traded); copied once, in blocks that stay in the cache."
@@ -282,10 +280,24 @@ def compute(
     check(panel, p)
     first = 0 if start is None else panel.position(start)
     plan = resumed(p, fset, panel, state, start) if state else layout(p, len(panel.dates), first)
+    out = np.empty((len(p.roots), len(panel.symbols), len(panel.dates) - plan.first), np.float32)
+    after = fill(out, p, plan, panel, start_states(p, panel, state), threads, engine)
+    kept = kept_state(p, fset, panel, after) if out.size else None
+    return FeatureBlock(fset.names, panel.symbols, panel.dates[plan.first :], out, panel.listed[:, plan.first :], panel.traded[:, plan.first :], kept)  # fmt: skip
+
+
+def fill(
+    out: NDArray[np.float32],  # (features, symbols, sessions) written
+    p: Program,
+    plan: Layout,
+    panel: Panel,
+    before: NDArray[np.float64],  # (symbols, numbers) states to begin with
+    threads: int,
+    engine: Engine,
+) -> NDArray[np.float64]:  # (symbols, numbers) states to go on from
+    "Run the program over all symbols, chunk by chunk."
     columns, symbols = plan.columns, len(panel.symbols)
-    kernels = chosen(engine, symbols * columns.stop)
-    out = np.empty((len(p.roots), symbols, len(panel.dates) - plan.first), np.float32)
-    before, after = start_states(p, panel, state), np.empty((symbols, len(p.empty)))
+    kernels, after = chosen(engine, symbols * columns.stop), np.empty((symbols, len(p.empty)))
 
     def work(rows: slice) -> None:
         fields = {f: led(panel.fields[f], rows, plan.cut, plan.lead, np.nan) for f in p.fields}
@@ -298,8 +310,7 @@ def compute(
 
     if out.size:
         in_parallel(work, chunks(symbols, columns.stop, CHUNK_BARS["numba" if kernels else "numpy"], threads), threads)
-    kept = kept_state(p, fset, panel, after) if out.size else None
-    return FeatureBlock(fset.names, panel.symbols, panel.dates[plan.first :], out, panel.listed[:, plan.first :], panel.traded[:, plan.first :], kept)  # fmt: skip
+    return after
 
 
 def kept_state(p: Program, fset: FeatureSet, panel: Panel, values: NDArray[np.float64]) -> State | None:

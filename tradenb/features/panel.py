@@ -326,7 +326,7 @@ def axes(scan: pl.LazyFrame, symbols: Sequence[str] | None) -> tuple[list[str], 
     if missing := sorted(set(symbols or ()) - set(there)):
         raise InputError(f"no bars for {', '.join(missing[:5])}: the source holds {len(there)} symbols from {there[0]} to {there[-1]}")  # fmt: skip
     span = days.unpivot(value_name="date").select("date")
-    return sorted(set(symbols)) if symbols else there.to_list(), session_axis(span, None)
+    return there.to_list() if symbols is None else sorted(set(symbols)), session_axis(span, None)
 
 
 def panels(

@@ -62,7 +62,7 @@ def sector_codes(
     symbols: Sequence[str],
     dates: NDArray[np.datetime64],
 ) -> tuple[NDArray[np.int16], tuple[str, ...]]:  # (symbols, sessions), -1 unknown; names of the codes
-    "The sector of each symbol on each session, as the universe has it."
+    "The sector of each symbol on each session, as the universe has it; a later stay wins."
     row = {s: i for i, s in enumerate(symbols)}
     stays = universe.filter(pl.col("symbol").is_in(list(symbols)) & pl.col("sector").is_not_null()).sort("start")
     names = tuple(stays["sector"].unique().sort())

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from ..core.clock import Stopwatch
 from ..core.errors import DataError, InputError
 from ..core.progress import say
-from .engine import Engine, FeatureBlock, compute
+from .engine import Engine, FeatureBlock, compute, cores
 from .panel import FIELDS, Day, Panel, panels
 from .sets import FeatureSet
 
@@ -46,7 +46,9 @@ def evenly(n: int, most: int) -> int:
 
 
 def pieces(source: BarSource, symbols_per_chunk: int | None, features: int) -> Iterator[Panel]:
-    "Panels of a few symbols each, in the order of the source."
+    "Panels of a few symbols each, in the order of the source. Raises `InputError` for pieces of none."
+    if symbols_per_chunk is not None and symbols_per_chunk < 1:
+        raise InputError(f"symbols_per_chunk is {symbols_per_chunk}, expected at least 1")
     if isinstance(source, str | Path):
         source = panels(source, symbols_per_chunk or 100)
     elif callable(source):
@@ -250,7 +252,7 @@ def stream(
     watch, to = Stopwatch(), Path(to)
     into = into_file if to.suffix == ".parquet" else into_folder
     parts = []
-    cut, workers = pieces(source, symbols_per_chunk, len(fset.names)), threads or os.cpu_count() or 1
+    cut, workers = pieces(source, symbols_per_chunk, len(fset.names)), cores(threads)
     for part in into(cut, fset, to, start, workers, engine):
         parts.append(part)
         say(f"Features: {sum(part.symbols for part in parts):,} symbols")

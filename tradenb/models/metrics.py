@@ -276,12 +276,15 @@ def decay(
     horizons: Iterable[int] = (1, 2, 3, 5, 10, 15, 20),  # sessions n, from 1
     labels: pl.DataFrame | None = None,  # date, symbol, label over one session; None: those of the predictions
 ) -> pl.DataFrame:  # sessions n; late, late_low, late_high: rank IC with the n-th session's label; held, …: with the labels of n sessions, compounded
-    "How the rank IC depends on the age of a prediction and on the time that it is held (Newey-West, 95 %)."
+    "How the rank IC depends on the age of a prediction and on the time that it is held (Newey-West, 95 %); raises `InputError` for horizons that are none."
+    wanted = sorted(set(horizons))
+    if not wanted or wanted[0] < 1:
+        raise InputError(f"a decay over the horizons {wanted}: expected at least one, in sessions from 1")
     made = known(predictions) if labels is None else predictions.filter(pl.col("prediction").is_finite())
     later = predictions if labels is None else labels
     days, names = (later[c].unique().sort() for c in ("date", "symbol"))
     scores, returns = _grid(made, "prediction", days, names), _grid(later, "label", days, names)
-    wanted, held, rows = sorted(set(horizons)), np.ones_like(returns), []
+    held, rows = np.ones_like(returns), []
     for n in range(1, wanted[-1] + 1):
         late = np.full_like(returns, np.nan)
         late[: max(len(late) - n + 1, 0)] = returns[n - 1 :]

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Range', 'Space', 'TREES', 'LINE', 'HALF', 'Real', 'Whole', 'OneOf', 'space_of', 'check_space', 'Outcome', 'outcome',
-           'Search', 'verdict', 'fingerprint', 'opened', 'asked', 'run_trial', 'search', 'collected', 'importances',
-           'plot_search']
+           'Search', 'verdict', 'fingerprint', 'opened', 'asked', 'run_trial', 'search', 'run_trials', 'collected',
+           'importances', 'plot_search']
 
 # %% ../../nbs/models/08_search.ipynb #e5ac3ac1
 @dataclass(frozen=True)
@@ -306,19 +306,25 @@ def search(
     fset.require_causal()
     name = fingerprint(known, rows, fset, config, space, seed)
     study, started = opened(name, storage), replace(prepared(known, fset, config, rows, features), kept={})
-    steps = Steps(progress or (lambda done, of, what: None), trials * len(started.plan))
     if not study.get_trials(deepcopy=False) and all(r.holds(getattr(config, n)) for n, r in space.items()):
         study.enqueue_trial({n: getattr(config, n) for n in space})
-    while (number := len([t for t in study.get_trials(deepcopy=False) if t.state.is_finished()])) < trials:
-        trial, values = asked(study, space, seed)
-        steps.done = number * len(started.plan)
-        heard = partial(_tell_fold, steps, f"trial {number + 1} of {trials}")
-        said = run_trial(study, trial, partial(outcome, started, replace(config, **values), heard))
-        steps.done = (number + 1) * len(started.plan)
-        steps.tell(f"trial {number + 1} of {trials}: {said}", step=0)
+    run_trials(study, started, space, trials, seed, progress or (lambda done, of, what: None))
     return collected(study, config, space, known.dates[-1].item(), seed, name)
 
 # %% ../../nbs/models/08_search.ipynb #c6330f3e
+def run_trials(study: optuna.Study, task: Task, space: Space, trials: int, seed: int, progress: Progress) -> None:
+    "Run what is left of so many trials."
+    folds = len(task.plan)
+    steps = Steps(progress, trials * folds)
+    while (number := len([t for t in study.get_trials(deepcopy=False) if t.state.is_finished()])) < trials:
+        trial, values = asked(study, space, seed)
+        where, steps.done = f"trial {number + 1} of {trials}", number * folds
+        work = partial(outcome, task, replace(task.config, **values), partial(_tell_fold, steps, where))
+        said = run_trial(study, trial, work)
+        steps.done = (number + 1) * folds
+        steps.tell(f"{where}: {said}", step=0)
+
+
 def _tell_fold(steps: Steps, where: str, what: str) -> None:
     steps.tell(f"{where}, {what}")
 

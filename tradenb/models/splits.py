@@ -174,24 +174,20 @@ def plot_samples(
         figure, axes = canvas(0.9 + 0.2 * len(samples))
         axes.axvspan(test.start - 0.5, test.label_end(horizon) + 0.5, color=PALETTE["line"], alpha=0.6, lw=0)
         for row, (t, kind) in enumerate(samples):
-            colour = PALETTE[COLOURS[kind]]
-            axes.plot(
-                [t - halo - 0.4, t + 0.4], [row, row], color=colour, lw=1, label="" if row else "features look back on"
-            )
-            axes.plot(
-                [t + 0.6, t + reach(horizon) + 0.4],
-                [row, row],
-                color=colour,
-                lw=6,
-                solid_capstyle="butt",
-                label="" if row else "label is made of",
-            )
+            _draw_sample(axes, row, t, PALETTE[COLOURS[kind]], horizon, halo)
         axes.set_yticks(range(len(samples)), [kind for _, kind in samples])
         axes.set(xlabel="session")
         axes.invert_yaxis()
         axes.grid(visible=False)
         axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
+
+
+def _draw_sample(axes: Axes, row: int, t: int, colour: str, horizon: int, halo: int) -> None:
+    looks, made = ("features look back on", "label is made of") if row == 0 else ("", "")  # a legend names each once
+    axes.plot([t - halo - 0.4, t + 0.4], [row, row], color=colour, lw=1, label=looks)
+    bars = [t + 0.6, t + reach(horizon) + 0.4]
+    axes.plot(bars, [row, row], color=colour, lw=6, solid_capstyle="butt", label=made)
 
 # %% ../../nbs/models/01_splits.ipynb #fc54da7f
 def latest(

@@ -303,11 +303,6 @@ class TrainingResult:
     feature_set: FeatureSet
     trained_through: date  # newest session whose bar the model has seen, in a label
 
-    @property
-    def best_rounds(self) -> int:
-        "Trees of the model."
-        return self.model.rounds
-
     def __repr__(self) -> str:
         m = self.metrics
         return f"TrainingResult({len(self.folds)} folds, rank IC {m['rank_ic']:.4f}, Sharpe {m['long_short_sharpe']:.2f}, {in_words(self.model)}, through {self.trained_through})"

@@ -134,7 +134,8 @@ def past(
 def by_symbol(
     context: Context,
     estimate: np.ndarray,  # (names,) of all names of the context, sorted by symbol
-) -> dict[str, float]:
+) -> dict[str, float]:  # symbol → estimate
+    "An estimate that was made in the order of the symbols' names, by symbol."
     return dict(zip(sorted(context.symbols), estimate.tolist(), strict=True))
 
 # %% ../../nbs/portfolio/02_constructors.ipynb #a7f8e4ca
@@ -476,5 +477,8 @@ def constructor(
         "beta_neutral": BetaNeutral(p.top_n, p.bottom_n, p.max_position_share),
         "volatility_scaled": VolatilityScaled(p.top_n, p.bottom_n, p.target_volatility, p.max_gross),
     }
-    rule = rules.get(p.constructor) or TopkDropout(p.top_n, p.n_drop, risk_degree=p.risk_degree, sell_cost=sale)
+    dropout = p.constructor == "topk_dropout"  # checks its numbers, so it is made only when it is asked for
+    rule = (
+        TopkDropout(p.top_n, p.n_drop, risk_degree=p.risk_degree, sell_cost=sale) if dropout else rules[p.constructor]
+    )
     return TurnoverCapped(rule, p.max_turnover) if p.max_turnover else rule

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import DataError, InputError
 from ..features.panel import Panel, columns_of, rows_by_run, rows_of, session_axis
+from ..features.processors import sector_codes
 from ..market.actions import ACTION_SCHEMA, combine, place_events, value_delistings
 
 if TYPE_CHECKING:
@@ -134,11 +135,9 @@ def _grid(bars: pl.DataFrame, dates: NDArray, symbols: Sequence[str]) -> dict[st
 def _places(rows: pl.DataFrame, day: str, dates: NDArray, at: dict[str, int]) -> list[tuple[int, int, dict]]:
     "Row, session and values of events, in the order of their days; those outside are left out."
     inside = rows.filter(pl.col("symbol").is_in(list(at)), pl.col(day).is_between(dates[0].item(), dates[-1].item()))
-    columns = np.searchsorted(dates, inside.sort(day, "symbol")[day].to_numpy().astype("datetime64[D]"))
-    return [
-        (at[r["symbol"]], int(t), r)
-        for t, r in zip(columns, inside.sort(day, "symbol").iter_rows(named=True), strict=True)
-    ]
+    ordered = inside.sort(day, "symbol")
+    columns = np.searchsorted(dates, ordered[day].to_numpy().astype("datetime64[D]"))
+    return [(at[r["symbol"]], int(t), r) for t, r in zip(columns, ordered.iter_rows(named=True), strict=True)]
 
 # %% ../../nbs/portfolio/07_market.ipynb #1fca37e0
 def _shares_and_cash(events: pl.DataFrame, dates: NDArray, at: dict[str, int]) -> tuple[Floats, Floats]:
@@ -204,7 +203,7 @@ def tape(
     placed = place_events(actions, bars.filter(pl.col("close").is_not_null())) if events is None else events
     ratio, cash = _shares_and_cash(placed, dates, at)
     final = _endings(actions, bars.select("symbol", "date", "close"), dates, at, grid["close"])
-    sector, names = _sectors(universe, dates, at)
+    sector, names = _sectors(universe, symbols, dates)
     return Market(
         symbols,
         dates,
@@ -218,19 +217,12 @@ def tape(
 
 # %% ../../nbs/portfolio/07_market.ipynb #ff15c943
 def _sectors(
-    universe: pl.DataFrame | None, dates: NDArray, at: dict[str, int]
+    universe: pl.DataFrame | None, symbols: Sequence[str], dates: NDArray
 ) -> tuple[NDArray[np.int16] | None, tuple[str, ...]]:
-    "Sector of each symbol on each session, by the stays of the universe; a later stay wins."
+    "Sector of each symbol on each session, by the stays of the universe; None where it knows no sectors."
     if universe is None or universe["sector"].null_count() == universe.height:
         return None, ()
-    names = tuple(universe["sector"].drop_nulls().unique().sort())
-    out = np.full((len(at), len(dates)), -1, np.int16)
-    for symbol, start, end, sector in universe.sort("start").select("symbol", "start", "end", "sector").iter_rows():
-        if symbol in at and sector is not None:
-            first = np.searchsorted(dates, np.datetime64(start, "D"))
-            stop = len(dates) if end is None else np.searchsorted(dates, np.datetime64(end, "D"), "right")
-            out[at[symbol], first:stop] = names.index(sector)
-    return out, names
+    return sector_codes(universe, symbols, dates)
 
 # %% ../../nbs/portfolio/07_market.ipynb #f667678a
 def lake_tape(lake: Lake, start: date, end: date, symbols: Sequence[str] | None = None) -> Market:
@@ -248,7 +240,7 @@ def panel_tape(panel: Panel, universe: pl.DataFrame | None = None) -> Market:
     "Behind `Market.from_panel`."
     fields = {name: panel.fields[name].astype(np.float64) for name in ("open", "close", "volume")}
     quiet, none = np.ones(panel.shape), np.full(panel.shape, np.nan)
-    sector, names = _sectors(universe, panel.dates, {s: i for i, s in enumerate(panel.symbols)})
+    sector, names = _sectors(universe, panel.symbols, panel.dates)
     final = _write_offs(fields["close"], quiet, none)
     return Market(
         panel.symbols,
