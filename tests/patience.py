@@ -6,7 +6,7 @@ from httpx._config import DEFAULT_TIMEOUT_CONFIG
 
 from tradenb.core.clock import Stopwatch, sleep
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 # A question that names no limit of its own has this one, and not httpx's five seconds.
 for part in ("connect", "read", "write", "pool"):

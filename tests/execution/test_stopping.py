@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.patience import wait_until
 from tradenb.core.clock import SimulatedClock, sleep
 from tradenb.core.db import connect, migrate
 from tradenb.core.web import listen
@@ -64,13 +65,13 @@ class Process:
         self.until_up()
 
     def until_up(self) -> None:
-        for _ in range(600):
+        def up() -> bool:
             assert self.process.poll() is None
             with contextlib.suppress(httpx.HTTPError):
-                if self.client.get("/").status_code == 200:
-                    return
-            sleep(0.05)
-        raise AssertionError("the gateway did not come up")
+                return self.client.get("/").status_code == 200
+            return False
+
+        wait_until(up)
 
     def post(self, **changes: str) -> int:
         "The status of an order; 0 when the connection was cut."

@@ -33,7 +33,7 @@ def slowly():
     for n, symbol in enumerate(market.symbols):
         if n == 9:
             print("begun", flush=True)
-            time.sleep(60)
+            time.sleep(300)
         yield market.select([symbol])
 stream(slowly, feature_set("alpha158"), sys.argv[1], 1)
 """
@@ -47,7 +47,7 @@ def killed_on_the_way(to: Path) -> None:
     "Start a stream in a process of its own and kill it after some pieces."
     process = subprocess.Popen([sys.executable, "-c", SLOWLY, str(to)], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"begun\n"
-    for _ in range(200):
+    for _ in range(1200):
         if not to.is_dir() or len(list(to.glob("part-*.parquet"))) >= 4:
             break
         time.sleep(0.05)
