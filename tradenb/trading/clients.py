@@ -7,6 +7,7 @@ __all__ = ['NOT_ASKED', 'OWNER', 'AnswerUnclear', 'Client', 'fallback_of', 'prob
            'ExecutionClient', 'OrchestratorClient', 'ExchangeClient']
 
 # %% ../../nbs/trading/04_clients.ipynb #8c6fc18f
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -38,6 +39,7 @@ class Client:
     ):
         self.name, self.url = name, url.rstrip("/")
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
+        weakref.finalize(self, self._http.close).atexit = False  # who forgets it hangs up
 
     def call(self, method: str, path: str, **options: Any) -> Any:
         "The JSON answer; raises what the service raised."
