@@ -341,6 +341,7 @@ def plot_decay(
             axes.fill_between(table["sessions"], low, high, color=PALETTE[colour], alpha=0.18, lw=0)
             axes.plot(table["sessions"], centre, ".-", color=PALETTE[colour], label=text)
         axes.axhline(0, color=PALETTE["ink"], lw=0.8)
+        axes.set_xticks(table["sessions"].to_list())
         axes.set(xlabel="sessions n", ylabel="Rank IC")
         axes.legend(loc="upper right")
     return figure

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..core import calendar
 from ..core.errors import InputError
+from ..core.report import PALETTE, canvas, style
 from ..features.engine import FeatureBlock, compute
 from ..features.labels import label, ranked, standardised
 from ..features.panel import Panel
@@ -238,14 +239,14 @@ def plot_importance(
     top: int = 15,
 ) -> Figure:
     "The features with the greatest gain."
-    import matplotlib.pyplot as plt
-
     rows = table.head(top).reverse()
-    fig, ax = plt.subplots(figsize=(8, 3), layout="constrained")
-    ax.barh(rows["feature"].to_list(), rows["gain"].to_numpy(), color="#4c78a8")
-    ax.tick_params(axis="y", labelsize=7)
-    ax.set(title="Feature importance", xlabel="share of the total gain")
-    return fig
+    with style():
+        figure, axes = canvas(3.0)
+        axes.barh(rows["feature"].to_list(), rows["gain"].to_numpy(), color=PALETTE["blue"])
+        axes.tick_params(axis="y", labelsize=7)
+        axes.grid(visible=False, axis="y")
+        axes.set(xlabel="share of the total gain")
+    return figure
 
 # %% ../../nbs/models/07_training.ipynb #5b265baa
 SHAP_ROWS = 500  # newest rows that are explained
