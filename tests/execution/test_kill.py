@@ -326,6 +326,7 @@ def test_whatever_the_wire_does_it_ends_flat_and_never_flips(
         admin.post("/admin/clock", json={"to": at.isoformat()}, timeout=60)
         run()
     admin.delete("/admin/faults")
+    admin.close()
     done = run()
     built.step(OPEN + timedelta(days=4))
     assert (held(built), never_flipped(built)) == ({}, True), f"seed {seed}"
