@@ -1,5 +1,6 @@
 "When what runs: schedules on the calendar of the NYSE."
 
+import logging
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from typing import Any
@@ -9,11 +10,11 @@ import pytest
 from dateutil.rrule import rrulestr
 
 from pipelines.deploy import deployments, every_session, last_known, register, weekly, working_hours
-from pipelines.scheduler import pointed_at, written_down
+from pipelines.scheduler import written_down
 from pipelines.shown import logged_too
 from tests.environment import put_back
 from tradenb.core.calendar import sessions
-from tradenb.core.clock import NEW_YORK, Stopwatch, sleep
+from tradenb.core.clock import NEW_YORK
 from tradenb.core.errors import ServiceUnavailable
 from tradenb.core.progress import LISTENER, heard_by, say
 from tradenb.core.settings import Settings, load
@@ -113,41 +114,24 @@ def test_a_server_learns_all_flows_and_a_second_time_changes_nothing_but_the_tim
     assert len(second["daily"]["schedules"]) == 1
 
 
-def logged(url: str, said: list[str]) -> list[tuple[str, str]]:
-    "The lines of that text in the server's pages, each with its flow run; lines are sent on in the background."
-    watch = Stopwatch()
-    while True:
-        found = httpx.post(f"{url}/logs/filter", json={}, timeout=60).json()
-        told = [(line["message"], line["flow_run_id"]) for line in found if line["message"] in said]
-        if len(told) >= len(said) or watch.seconds > 60:
-            return told
-        sleep(0.1)
-
-
-def test_what_a_flow_says_is_heard_by_its_caller_and_stands_in_the_pages_of_a_server_that_runs(server, capsys):
-    from prefect import flow
-
-    _, url = server
+def test_what_is_said_is_heard_once_however_many_flows_are_within_each_other():
     said: list[str] = []
+    with heard_by(said.append), heard_by(outer := logged_too(LISTENER.get())), heard_by(logged_too(LISTENER.get())):
+        say("of the day")
+        assert LISTENER.get() is outer
+    assert said == ["of the day"]
 
-    @flow(name="inner")
-    def inner() -> None:
-        with heard_by(logged_too(LISTENER.get())):
-            say("of the day")
 
-    @flow(name="outer")
-    def outer() -> None:
-        with heard_by(logged_too(LISTENER.get())):
-            say("of the days")
-            inner()
-
-    with pointed_at(url), written_down(), heard_by(said.append):
-        outer()
-    assert said == ["of the days", "of the day"]  # each once
-    told = logged(url, said)
-    assert sorted(message for message, _ in told) == sorted(said)
-    assert len({flow_run for _, flow_run in told}) == 2  # each in its own flow's
-    assert "of the day" not in capsys.readouterr().err
+@pytest.mark.parametrize(("level", "talks"), [("CRITICAL", True), ("INFO", False)])
+def test_flows_talk_to_their_server_and_not_to_a_terminal_unless_somebody_chose_otherwise(monkeypatch, level, talks):
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", level)
+    loggers = [logging.getLogger(f"prefect.{kind}_runs") for kind in ("flow", "task")]
+    states = lambda: [(logger.level, logger.propagate) for logger in loggers]
+    with written_down():
+        changed = [(logging.INFO, False)] * 2
+        assert (states() == changed) is talks
+    assert states() != changed
+    assert all(logger.propagate for logger in loggers)
 
 
 def test_a_server_that_is_not_there_is_said_in_one_line(make_settings):
