@@ -270,3 +270,8 @@ def test_with_a_membership_file_only_its_members_of_the_day_are_ranked(house):
     settings = with_universe(house, membership="index.csv", name="index")
     body = ask_with(house, settings, symbols=[*names, late], as_of_date=str(day)).json()
     assert body["left_out"] == [{"symbol": late, "reason": f"no member of index on {day}", "by_settings": True}]
+
+
+@pytest.mark.parametrize("body", [{"cash": False}, {"cash": "0.1"}, {"held": {"S000": True}}, {"digests": 1}])
+def test_a_number_is_no_text_and_no_yes_or_no(asking, body):
+    assert ask(asking, **body).status_code == 422

@@ -56,7 +56,7 @@ Day = Annotated[date, BeforeValidator(_iso)]
 Symbol = Annotated[str, Field(strict=True, min_length=1, max_length=32)]
 Names = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 Version = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
-Share = Annotated[float, Field(allow_inf_nan=False, ge=-100, le=100)]
+Share = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-100, le=100)]
 
 
 class GenerateRequest(BaseModel):
@@ -81,7 +81,9 @@ class GenerateRequest(BaseModel):
     )
     cash: Share | None = Field(None, description="share of the capital in cash; null: what is not held")
     vintage: dict[str, Version] | None = Field(None, description="lake table → version; null: the newest")
-    digests: bool = Field(False, description="tell what stands for the features, predictions and weights, for a replay")
+    digests: bool = Field(
+        False, strict=True, description="tell what stands for the features, predictions and weights, for a replay"
+    )
 
 # %% ../../nbs/signals/05_service.ipynb #38c54e0e
 class Signal(BaseModel):
