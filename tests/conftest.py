@@ -17,8 +17,9 @@ from tradenb.core.settings import Settings, load
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-# An example may take as long as a busy machine lets it: no test asserts a wall-clock time.
-hypothesis.settings.register_profile("house", deadline=None)
+# An example may take as long as a busy machine lets it: no test asserts a wall-clock time. Continuous integration tries the same
+# examples every time, so that a change is judged by what it does; whoever runs the tests by hand looks for new ones.
+hypothesis.settings.register_profile("house", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("house")
 
 
