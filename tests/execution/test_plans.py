@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from tradenb.core.clock import SimulatedClock
-from tradenb.core.db import connect, migrate
+from tradenb.core.db import connect, migrate, order_events, orders
 from tradenb.execution.commits import Question, begun, opened
 from tradenb.execution.intents import HOLDER, IS_THERE, SAVE
 from tradenb.execution.ledger import Ledger
@@ -21,8 +21,11 @@ ORDERS = 300
 
 @pytest.fixture
 def filled(postgres_url: str, clock: SimulatedClock, intent: Callable[..., OrderIntent]) -> Any:
-    "A database that was filled a moment ago."
+    "A database that was filled a moment ago: no autovacuum has been there, however long the filling took."
     engine = migrate(connect(postgres_url))
+    with engine.begin() as connection:
+        for table in (orders, order_events):
+            connection.execute(text(f"ALTER TABLE {table.name} SET (autovacuum_enabled = off)"))
     ledger = Ledger(engine, clock)
     for number in range(ORDERS):
         ledger.record_intent(intent("S01", 1, sequence=number))

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Name', 'OrderName', 'Amount', 'Day', 'STRICT', 'Number', 'OrderAnswer', 'OrderWithEvents', 'DenialAnswer',
            'PositionAnswer', 'AccountAnswer', 'SwitchLine', 'OrdersPage', 'DenialsPage', 'HistoryPage', 'MEANINGS',
-           'OrderRequest', 'ReconciliationRequest', 'SwitchRequest', 'plain', 'dumps', 'answer', 'order_json',
-           'position_json', 'account_json', 'told_as', 'OrderEvent', 'listed', 'PositionsAnswer', 'SessionBar',
-           'BarsAnswer', 'Snapshot', 'Work', 'SwitchAnswer', 'DifferenceAnswer', 'ReconciliationAnswer',
-           'ComparisonHealth', 'HealthAnswer', 'WebhookAnswer', 'Problem', 'refusals', 'replies', 'inlined']
+           'refusals', 'OrderRequest', 'ReconciliationRequest', 'SwitchRequest', 'plain', 'dumps', 'answer',
+           'order_json', 'position_json', 'account_json', 'told_as', 'OrderEvent', 'listed', 'PositionsAnswer',
+           'SessionBar', 'BarsAnswer', 'Snapshot', 'Work', 'SwitchAnswer', 'DifferenceAnswer', 'ReconciliationAnswer',
+           'ComparisonHealth', 'HealthAnswer', 'WebhookAnswer', 'replies', 'inlined']
 
 # %% ../../nbs/execution/17_answers.ipynb #b79ad8d7
 import re
@@ -16,12 +16,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from datetime import date, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Annotated, Any, Literal, get_type_hints
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model, model_validator
 from starlette.responses import Response
 
+from ..core.web import declared
 from .entries import Account, Position
 from .intents import StoredDenial, StoredOrder
 from .orders import OrderIntent, OrderType, Side, TimeInForce, canonical
@@ -319,16 +321,6 @@ class WebhookAnswer(BaseModel):
     malformed: int
 
 # %% ../../nbs/execution/17_answers.ipynb #9f46fee8
-class Problem(BaseModel):
-    "RFC 9457 problem details"
-
-    type: str
-    title: str
-    status: int
-    detail: str = Field(description="what was found, what was expected, what to do")
-    code: str = Field(description="a name that greps")
-
-
 MEANINGS = {
     400: "the body is no text",
     401: "the key, or the signature, is missing or wrong",
@@ -341,10 +333,7 @@ MEANINGS = {
 }
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:  # for `responses=` of a route
-    "Declare answers other than the good one"
-    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {status: {"description": MEANINGS[status], "content": content} for status in statuses}
+refusals = partial(declared, MEANINGS)  # for `responses=` of a route
 
 
 def replies(model: type[BaseModel], *refused: int) -> dict[int | str, dict[str, Any]]:  # for `responses=` of a route

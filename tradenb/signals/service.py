@@ -25,7 +25,7 @@ from ..core.errors import InputError, LakeError, NoModelError, TradenbError, one
 from ..core.logs import get_logger
 from ..core.settings import Constructor as ConstructorName
 from ..core.settings import Portfolio, Settings
-from ..core.web import counter, gauge, require_key
+from ..core.web import PROBLEM, counter, declared, document, gauge, require_key
 from ..core.web import create_app as web_app
 from ..market.lake import open_lake
 from ..models.registry import LoadedModel, open_registry
@@ -39,10 +39,10 @@ from .reader import MarketReader, View
 # %% auto #0
 __all__ = ['Day', 'Symbol', 'Names', 'Version', 'Share', 'LEFT_OUT', 'REFUSALS', 'PLAIN_NAMES', 'GenerateRequest', 'Signal',
            'Kept', 'LeftOut', 'Metadata', 'GenerateResponse', 'names_to_rank', 'rule', 'answer', 'left_out', 'to_json',
-           'Problem', 'refusals', 'ModelInfo', 'ModelTrouble', 'DataHealth', 'Moved', 'Watch', 'Health', 'Compared',
-           'Shadow', 'Reloaded', 'model_info', 'model_error', 'data_health', 'watch_of', 'Desk', 'open_desk',
-           'create_app', 'add_health', 'plain', 'told', 'respond', 'add_signals', 'add_model', 'shadow_of',
-           'add_gauges', 'watched', 'closed']
+           'refusals', 'ModelInfo', 'ModelTrouble', 'DataHealth', 'Moved', 'Watch', 'Health', 'Compared', 'Shadow',
+           'Reloaded', 'model_info', 'model_error', 'data_health', 'watch_of', 'Desk', 'open_desk', 'create_app',
+           'add_health', 'plain', 'told', 'respond', 'add_signals', 'add_model', 'shadow_of', 'add_gauges', 'watched',
+           'closed']
 
 # %% ../../nbs/signals/05_service.ipynb #5db585b4
 def _iso(value: object) -> object:
@@ -209,16 +209,6 @@ def to_json(
     return "{" + ",".join([*parts, f'"metadata":{metadata.model_dump_json()}']) + "}"
 
 # %% ../../nbs/signals/05_service.ipynb #36ecf28e
-class Problem(BaseModel):
-    "RFC 9457 problem details."
-
-    type: str
-    title: str
-    status: int
-    detail: str = Field(description="what was found, what was expected, what to do")
-    code: str = Field(description="name of the error")
-
-
 REFUSALS = {
     400: ("HttpError", "the body is no text", "There was an error parsing the body"),
     401: ("Unauthorised", "the key is missing or wrong", "X-API-Key is missing or wrong"),
@@ -231,13 +221,11 @@ REFUSALS = {
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:  # for `responses=` of a route
     "Declare answers other than the good one."
-    return {status: _refusal(status, *REFUSALS[status]) for status in statuses}
-
-
-def _refusal(status: int, code: str, meaning: str, detail: str) -> dict[str, Any]:
-    example = {"type": f"urn:tradenb:problem:{code}", "title": code, "status": status, "detail": detail, "code": code}
-    content = {"schema": Problem.model_json_schema(), "example": example}
-    return {"description": meaning, "content": {"application/problem+json": content}}
+    found = declared({status: meaning for status, (_, meaning, _) in REFUSALS.items()}, *statuses)
+    for status in statuses:
+        code, _, detail = REFUSALS[status]
+        found[status]["content"][PROBLEM]["example"] = document(status, code, detail, code)
+    return found
 
 # %% ../../nbs/signals/05_service.ipynb #a95df463
 class ModelInfo(BaseModel):
