@@ -59,8 +59,9 @@ def secrets_in_environment(settings: Settings) -> Iterator[None]:
     "Within the block the environment has the secrets of `settings`: what is written down for another process, a flow's parameters or a run's settings, holds none."
     names = [name.split(".") for name in SECRETS]
     values = {variable(*name): secret(getattr(getattr(settings, name[0]), name[1])) for name in names}
-    before = {name: os.environ.get(name) for name, value in values.items() if value}
-    os.environ.update({name: value for name, value in values.items() if value})
+    new = {name: value for name, value in values.items() if value and os.environ.get(name) != value}
+    before = {name: os.environ.get(name) for name in new}
+    os.environ.update(new)  # nothing twice: libraries' threads may be reading what a write would move
     try:
         yield
     finally:
