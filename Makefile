@@ -59,10 +59,10 @@ test test-cov: export OMP_NUM_THREADS := 1
 test test-cov: export POLARS_MAX_THREADS := 1
 test test-cov: export MPLBACKEND := agg
 
-test: $(ENV) $(KERNELS) ## The notebooks' own tests, then pytest (JOBS=2)
+test: $(ENV) $(KERNELS) ## The notebooks' own tests, then pytest with one worker more, for tests wait too (JOBS=2)
 	@failed=0; \
 	echo "The notebooks:"; $(BIN)/nbdev-test --n-workers $(JOBS) --timing || failed=1; \
-	echo "pytest:"; $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS) || failed=1; \
+	echo "pytest:"; $(BIN)/pytest -n $$(($(JOBS) + 1)) --dist worksteal $(ARGS) || failed=1; \
 	test $$failed = 0 || echo "make test: failed (the notebooks, pytest, or both: see above)" >&2; \
 	exit $$failed
 

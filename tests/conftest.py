@@ -1,5 +1,6 @@
 "Shared by all tests: real databases, settings on a folder of one's own, and the folder of real market data."
 
+import gc
 import os
 import shutil
 import tempfile
@@ -21,6 +22,14 @@ PROJECT = Path(__file__).resolve().parents[1]
 # examples every time, so that a change is judged by what it does; whoever runs the tests by hand looks for new ones.
 hypothesis.settings.register_profile("house", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("house")
+
+gc.disable()  # until everything is imported and collected: all of that stays
+
+
+def pytest_collection_finish() -> None:
+    "From here on the garbage collector looks at what tests leave, and not at six thousand tests each time."
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
