@@ -106,7 +106,7 @@ def server(service: str, at: Place, begin: datetime | None = None, port: int = 0
                 if one.poll() is not None or watch.seconds > START_S:
                     said.seek(0)
                     raise ChildProcessError(f"{service} did not start: " + "".join(said.readlines()[-20:]))
-                sleep(0.02)
+                sleep(0.1)
             yield running
         finally:
             with contextlib.suppress(ProcessLookupError):

@@ -269,7 +269,7 @@ class Arena:
         watch = Stopwatch()
         while not true():
             assert watch.seconds < PATIENCE_S, otherwise
-            sleep(0.01)
+            sleep(0.05)
 
     def answers(self, port: int) -> bool:
         return self.get(port, "/") is not None

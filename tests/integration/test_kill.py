@@ -79,7 +79,7 @@ def strike(process: subprocess.Popen[str], reached: Callable[[], bool], number: 
     "Send the signal at the moment; the process must still have been at it."
     while not reached():
         assert process.poll() is None, "it ended before the moment came"
-        sleep(0.001)
+        sleep(0.01)
     process.send_signal(number)
 
 
@@ -111,6 +111,7 @@ def exchange_of(desk) -> Iterator[str]:
         assert process.poll() is None, desk.finish(process).err
         with contextlib.suppress(httpx.TransportError):
             answers = httpx.get(url).is_success
+        sleep(0.1)
     yield url
     process.send_signal(signal.SIGTERM)
     process.wait(60)

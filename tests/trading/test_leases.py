@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 import tests.patience  # noqa: F401  (whoever asks a server waits)
 from tests.trading.holder import DAY, SPEC
 from tradenb.core import web
-from tradenb.core.clock import SimulatedClock, SystemClock, new_york
+from tradenb.core.clock import SimulatedClock, SystemClock, new_york, sleep
 from tradenb.core.errors import InputError, RunBusy
 from tradenb.core.settings import load
 from tradenb.trading import records
@@ -192,6 +192,7 @@ def started(port: int, *arguments: str) -> subprocess.Popen[bytes]:
             httpx.get(f"http://127.0.0.1:{port}/", timeout=60)
             return process
         assert process.poll() is None
+        sleep(0.1)
 
 
 def free_port() -> int:
