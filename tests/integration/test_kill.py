@@ -72,7 +72,7 @@ MOMENTS: dict[str, Callable[[Path, date], bool]] = {
 USUAL = "some orders are accepted"
 moment = lambda name: pytest.param(name, marks=() if name == USUAL else pytest.mark.long)
 INSIDE = [moment(name) for name in MOMENTS if name != "the first order is accepted"]
-ELSEWHERE = ["the first order is accepted", moment("the session has closed")]
+ELSEWHERE = ["the first order is accepted", "the session has closed"]
 
 
 def strike(process: subprocess.Popen[str], reached: Callable[[], bool], number: int = signal.SIGKILL) -> None:
@@ -132,6 +132,7 @@ def test_a_new_exchange_that_was_served_first_can_be_traded_on(fresh):
     fresh.check_books()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ELSEWHERE)
 def test_killed_while_trading_with_an_exchange_that_lives_on(desk, exchange, moment):
     where = {"services.exchange_url": exchange}

@@ -111,6 +111,7 @@ def rescaled(bars: pl.DataFrame, symbol: str, since: date, ratio: float) -> pl.D
     return bars.with_columns(prices)
 
 
+@pytest.mark.long
 def test_no_decision_depends_on_the_session_it_is_for_or_on_a_later_one(files_desk):
     usual, other = files_desk("usual"), files_desk("other")
     future = pl.col("date") >= SECOND

@@ -3,8 +3,10 @@
 Five sessions of forty symbols by default; `TRADENB_TEST_MONTH_SESSIONS=21` (as in `make test-long`) makes it a month of a hundred.
 """
 
+import json
 import os
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -14,6 +16,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tests.integration.conftest import folder_of_all_workers
 from tradenb.core import db, web
 from tradenb.core.calendar import next_session, sessions, shift
 from tradenb.core.clock import Stopwatch
@@ -31,6 +34,7 @@ FIRST = date(2020, 1, 3)
 DAYS = int(os.environ.pop("TRADENB_TEST_MONTH_SESSIONS", "5"))  # or it would be taken for a setting
 SYMBOLS = 40 if DAYS <= 5 else 100
 MONTH = sessions(FIRST, shift(FIRST, DAYS - 1))
+AFTER = next_session(MONTH[-1])  # one more, on which the market rejects two orders that it had accepted
 KEYS = {"TRADENB_EXECUTION__BROKER_KEY_ID": "month", "TRADENB_EXECUTION__BROKER_SECRET": "sesame"}
 MILD = Plan.model_validate(
     {
@@ -58,41 +62,54 @@ class Month:
     faults: dict[str, int]  # how often each kind happened
     seconds: float
     beside: Parity  # of the sessions so far
-    after: date  # one more, on which the market rejected two orders that it had accepted
 
 
 @pytest.fixture(scope="module")
 def month(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_desk: Any) -> Month:
-    root = tmp_path_factory.mktemp("month") / "data"
-    desk, begun = make_desk(root, env=KEYS), 0
-    if SYMBOLS == 40:  # the day that other tests begin with, too
-        shutil.copytree(request.getfixturevalue("first_day"), root)
-        begun = 1
-    else:
-        desk.settings |= {"demo.symbols": SYMBOLS, "portfolio.top_n": SYMBOLS // 5, "portfolio.bottom_n": SYMBOLS // 5}
-    settings = load({name: str(value) for name, value in desk.settings.items()} | {"core.root": str(root)}, env=KEYS)
+    "The sessions, lived through once for all workers."
+    with folder_of_all_workers(tmp_path_factory, "month") as folder:
+        root, told = folder / "data", folder / "told.json"
+        desk = make_desk(root, env=KEYS)
+        if SYMBOLS != 40:
+            desk.settings |= {
+                "demo.symbols": SYMBOLS,
+                "portfolio.top_n": SYMBOLS // 5,
+                "portfolio.bottom_n": SYMBOLS // 5,
+            }
+        if not told.exists():
+            shutil.rmtree(root, ignore_errors=True)
+            if SYMBOLS == 40:  # the day that other tests begin with, too
+                shutil.copytree(request.getfixturevalue("first_day"), root)
+            told.write_text(json.dumps(live_through(desk, begun=int(SYMBOLS == 40))))
+    runs = [open_run(str(root), str(day), f"{day}-alpha158_ls") for day in MONTH]
+    beside = parity(runs)
+    for run in runs:
+        run.engine.dispose()
+    return Month(desk, **json.loads(told.read_text()), beside=beside)
+
+
+def live_through(
+    desk: Any,
+    begun: int,  # sessions that it has behind it already
+) -> dict[str, Any]:  # what happened
+    "A backfill of the sessions among mild faults, and a day after them on which the market rejects."
+    settings = load({n: str(v) for n, v in desk.settings.items()} | {"core.root": str(desk.root)}, env=KEYS)
     provide_feed(settings, MONTH[0])
     app, watch = from_settings(settings, start=planning_time(MONTH[0]), plan=MILD), Stopwatch()
     with web.serving(app) as url:
         where = {"services.exchange_url": url}
         answer = desk.tradenb("backfill", "--from", str(MONTH[begun]), "--to", str(MONTH[-1]), **where)
         assert answer.code == 0, answer.err
-        seconds, done = watch.seconds, list(app.state.faults.done)
+        seconds, done = watch.seconds, Counter(fault.kind.value for fault in app.state.faults.done)
         app.state.faults.set(REJECTING)
-        after = next_session(MONTH[-1])
-        answer = desk.tradenb("paper-run", "--date", str(after), **where)
+        answer = desk.tradenb("paper-run", "--date", str(AFTER), **where)
         assert answer.code == 0, answer.err
-    runs = [open_run(str(root), str(day), f"{day}-alpha158_ls") for day in MONTH]
-    beside = parity(runs)
-    for run in runs:
-        run.engine.dispose()
-    kinds = [fault.kind.value for fault in done]
-    return Month(desk, {kind: kinds.count(kind) for kind in sorted(set(kinds))}, seconds, beside, after)
+    return {"faults": done, "seconds": seconds}
 
 
 def test_every_session_is_completed_reconciled_and_reported(month: Month) -> None:
     print(f"{DAYS} sessions of {SYMBOLS} symbols: {month.seconds:.0f} s, faults {month.faults}")
-    rows = {row["trade_date"]: row for row in month.desk.rows(db.runs) if row["trade_date"] != month.after}
+    rows = {row["trade_date"]: row for row in month.desk.rows(db.runs) if row["trade_date"] != AFTER}
     assert list(rows) == MONTH
     assert {(row["status"], row["summary"]["matched"]) for row in rows.values()} == {("completed", True)}
     for day in MONTH:
@@ -134,7 +151,7 @@ def test_every_day_s_gap_is_explained_to_the_last_digit_and_is_none_but_rounding
 
 def test_the_names_p_and_l_adds_up_to_what_the_account_earned(month: Month) -> None:
     gaps = {row["trade_date"]: row["amount"] for row in month.desk.rows(db.run_gap, cause=PAPER)}
-    earned = dict.fromkeys([*MONTH, month.after], Decimal(0))
+    earned = dict.fromkeys([*MONTH, AFTER], Decimal(0))
     for row in month.desk.rows(db.run_pnl):
         earned[row["trade_date"]] += row["pnl"]
         parts = row["dividends"] - row["borrow"] + row["other"] - row["fees"]
@@ -143,7 +160,7 @@ def test_the_names_p_and_l_adds_up_to_what_the_account_earned(month: Month) -> N
 
 
 def test_what_the_market_rejects_is_missed_and_named(month: Month) -> None:
-    (run,) = month.desk.rows(db.runs, trade_date=month.after)
+    (run,) = month.desk.rows(db.runs, trade_date=AFTER)
     assert run["status"] == "partially_completed" and run["summary"]["gap_note"] is None
     lost = {row["symbol"] for row in month.desk.rows(db.orders, run_id=run["run_id"], status="rejected")}
     gaps = {row["cause"]: row for row in month.desk.rows(db.run_gap, run_id=run["run_id"])}
@@ -174,7 +191,7 @@ def test_every_run_of_the_month_is_replayed_to_the_bit_also_after_late_correctio
     late = known.head(2).with_columns(pl.col("close") * 0.9, low=pl.min_horizontal("low", pl.col("close") * 0.9))
     with lake.writing() as draft:
         draft.merge("bars", late)
-        draft.record(None, "late corrections", planning_time(month.after))
+        draft.record(None, "late corrections", planning_time(AFTER))
     assert desk.tradenb("replay", "--all").code == 0
     answer = desk.tradenb("replay", str(day), "--compare", "--output", str(tmp_path / "today.csv"))
     assert answer.code == 0, answer.out

@@ -141,6 +141,7 @@ def test_a_dry_run_checks_health_and_begins_nothing(desk):
     assert not (desk.root / "runs" / str(SECOND)).exists()
 
 
+@pytest.mark.long
 def test_execution_in_dry_run_goes_the_full_path_and_sends_nothing(desk):
     there = desk.at_exchange("orders")
     desk.day(SECOND, **{"execution.dry_run": True})
