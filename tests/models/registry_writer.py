@@ -136,17 +136,13 @@ def attempt(root: Path, database: Path, act: Callable[[Registry], object], write
     act(registry)
 
 
-def kill(root: Path, run_id: str) -> None:
+def kill(root: Path, run_id: str, action: str) -> None:
     opened(root, copy_of(root, "warm")).activate(1, "ada", "warming up")  # what that compiles every process has
-    tried = []
-    for action, act in acts(run_id).items():
-        lived = False
-        for write in range(20):
-            if lived:
-                break
-            database = copy_of(root, f"{action}{write}")
-            lived = in_a_process(partial(attempt, root, database, act, write))
-            tried.append((database, action, write, lived))
+    act, tried, lived = acts(run_id)[action], [], False
+    while not lived and len(tried) < 20:
+        write, database = len(tried), copy_of(root, f"{action}{len(tried)}")
+        lived = in_a_process(partial(attempt, root, database, act, write))
+        tried.append((database, action, write, lived))
     for database, *what in tried:
         print(json.dumps(left_behind(opened(root, database), *what)), flush=True)
 
@@ -182,8 +178,8 @@ def log(root: Path) -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case "kill", root, run_id:
-            kill(Path(root), run_id)
+        case "kill", root, run_id, action:
+            kill(Path(root), run_id, action)
         case "race", uri, root, times:
             race(uri, Path(root), int(times))
         case "log", root:
