@@ -5,6 +5,7 @@ from datetime import date
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tradenb.core import db
 from tradenb.market.lake import Lake
@@ -60,6 +61,7 @@ def test_a_repeated_date_changes_nothing_and_says_so(desk):
     ) == before  # fmt: skip
 
 
+@pytest.mark.long
 def test_profit_and_loss_of_the_names_is_the_change_in_equity(desk):
     first = desk.rows(db.account_snapshots, trade_date=FIRST, moment="close")[0]["equity"]
     desk.day()

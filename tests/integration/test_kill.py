@@ -156,7 +156,8 @@ def test_killed_before_anything_is_traded(desk, name):
     desk.check_books()
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_ends_in_order_and_goes_on_later(desk, number):
     process = desk.start("paper-run", "--date", str(SECOND), **WIDE)
     strike(process, lambda: MOMENTS["the first order is accepted"](desk.root, SECOND), number)

@@ -96,9 +96,8 @@ def test_a_file_that_is_no_table_of_bars_is_named(fresh, tmp_path, text, words):
 
 
 def test_a_session_before_the_last_traded_one_is_refused(desk):
-    desk.day(SECOND)
     before = desk.counts()
-    one_line(desk.tradenb("paper-run", "--date", "2020-01-02"), 3, "2020-01-02", str(SECOND))
+    one_line(desk.tradenb("paper-run", "--date", "2020-01-02"), 3, "2020-01-02", str(FIRST))
     assert desk.counts() == before
 
 

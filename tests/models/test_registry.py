@@ -549,7 +549,7 @@ def test_a_process_killed_at_any_write_leaves_a_history_that_says_what_the_alias
     assert happened == sorted(happened) and happened[-1] and not happened[0]
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)])
 def test_of_two_processes_that_activate_at_once_the_last_wins_and_the_history_knows(database, busy, result, tmp_path, request):  # fmt: skip
     registry = busy[0]
     if database == "sqlite":
