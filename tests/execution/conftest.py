@@ -83,8 +83,14 @@ class Market:
         return Broker(alpaca_client(self.url, "K", "S", 30), self.url, **({"backoff_s": 0.01} | options))
 
     def step(self, to: datetime) -> None:
-        body = {"to": to.isoformat()}
-        self.broker().client._request("POST", "/clock", body, api_version="admin")
+        self.admin("/clock", {"to": to.isoformat()})
+
+    def faults(self, *rules: dict[str, Any]) -> None:
+        "From now on these; none without any."
+        self.admin("/faults", {"rules": list(rules)})
+
+    def admin(self, path: str, body: dict[str, Any]) -> None:
+        self.broker().client._request("POST", path, body, api_version="admin")
 
 
 @pytest.fixture

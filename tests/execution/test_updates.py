@@ -17,7 +17,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from tradenb.core.clock import new_york
 from tradenb.execution import updates as module
 from tradenb.execution.gateway import Gateway
-from tradenb.execution.orders import OrderIntent
+from tradenb.execution.orders import OrderIntent, OrderType, TimeInForce
 from tradenb.execution.states import OrderStatus
 from tradenb.execution.updates import Listener, Malformed, Update, Updates, apply_update, catch_up, read_update
 
@@ -155,6 +155,27 @@ def test_corporate_actions_fees_and_delistings_keep_the_cash_equal_to_the_cent(
     kinds = {entry.kind for entry in ledger.entries() if hasattr(entry, "kind")}
     assert kinds == {"deposit", "split", "dividend", "delisting", "fee", "journal"}
     assert ledger.positions()["S01"].qty == Decimal(315)
+
+
+def test_after_a_split_the_sum_of_executions_fills_no_order(make_market: Any, ledger: Any, intent: Make) -> None:
+    "Shares of before and after a split add up to more than the 500 that were ordered, and the broker's order goes on."
+    market = make_market([("S01", date(2017, 6, 2), "split", 1.5, 0.0)])
+    part = {"on": "match/S01", "kind": "partial_fill", "share": 0.5}
+    market.faults(part)
+    gateway = Gateway(ledger, market.broker())
+    terms = {"type": OrderType.LIMIT, "limit_price": Decimal(40), "time_in_force": TimeInForce.GTC}
+    order, _ = gateway.submit(intent("S01", 500, **terms))
+    for day in (date(2017, 6, 1), date(2017, 6, 2)):
+        market.step(new_york(day, 18))
+    catch_up(gateway)
+    theirs, ours = gateway.broker.orders()[order.client_order_id], gateway.stored(order.client_order_id)
+    assert (theirs.qty, theirs.status) == (Decimal(750), "partially_filled")
+    assert (ours.filled_qty > 500, ours.status) == (True, OrderStatus.PARTIALLY_FILLED)
+    market.faults()
+    market.step(new_york(date(2017, 6, 5), 18))
+    catch_up(gateway)
+    assert filled(gateway)()
+    books_agree(gateway)
 
 
 def test_the_thread_ends_when_it_is_told_also_without_a_broker(gateway: Gateway, market: Any) -> None:

@@ -68,4 +68,9 @@ SEEDS = (
         3,
         "A closing order of the kill switch that left just after the close kept its old session's name: the next command did not know it, and closed once more.",
     ),
+    Found(
+        3988,
+        3,
+        "An execution of before a split, found late in the history, made the sum reach the quantity of before: the order counted as filled while the broker's went on.",
+    ),
 )
