@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
-from schemathesis import GenerationMode, checks
+from schemathesis import GenerationMode
 from schemathesis.schemas import BaseSchema
 
+from tests.fuzzing import addresses, fuzz, same_every_time
 from tradenb.core import web
 from tradenb.core.clock import SimulatedClock
 from tradenb.core.settings import load
@@ -59,31 +60,21 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseSchema]:
     market.down()
 
 
+ASK: dict[str, Any] = {"examples": EXAMPLES, "left_out": LEFT_OUT, "headers": {"X-API-Key": KEY}}
+
+
 def test_every_address_is_fuzzed(described: BaseSchema) -> None:
-    found = [(op.ok().method.upper(), op.ok().path) for op in described.get_all_operations()]  # type: ignore[union-attr]
-    assert sorted(found) == sorted(ADDRESSES)
-
-
-def fuzz(described: BaseSchema, method: str, path: str, mode: GenerationMode) -> None:
-    without = [check for check in checks.CHECKS.get_all() if check.__name__ in LEFT_OUT]
-    assert len(without) == len(LEFT_OUT)
-
-    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)  # fmt: skip
-    @given(case=described[path][method].as_strategy(generation_mode=mode))
-    def ask(case: schemathesis.Case) -> None:
-        case.call_and_validate(excluded_checks=without, headers={"X-API-Key": KEY}, timeout=60)  # type: ignore[arg-type]
-
-    ask()
+    assert addresses(described) == sorted(ADDRESSES)
 
 
 @pytest.mark.parametrize(("method", "path"), ADDRESSES)
 def test_answers_to_good_questions_conform(described: BaseSchema, method: str, path: str) -> None:
-    fuzz(described, method, path, GenerationMode.POSITIVE)
+    fuzz(described, method, path, GenerationMode.POSITIVE, **ASK)
 
 
 @pytest.mark.parametrize(("method", "path"), [a for a in ADDRESSES if a[1] not in WITHOUT_PARAMETERS])
 def test_bad_questions_are_refused_and_crash_nothing(described: BaseSchema, method: str, path: str) -> None:
-    fuzz(described, method, path, GenerationMode.NEGATIVE)
+    fuzz(described, method, path, GenerationMode.NEGATIVE, **ASK)
 
 
 # Orders that are nearly right: most of what is wrong with real ones -----------------------------------------------------
@@ -136,7 +127,7 @@ ALLOWED = {200, 201, 403, 404, 409, 413, 422}
 def test_orders_that_are_nearly_right_are_taken_or_refused_in_a_problem_document(ask: Callable[..., Any]) -> None:
     seen: dict[int, int] = {}
 
-    @settings(max_examples=20 * EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)  # fmt: skip
+    @same_every_time(20 * EXAMPLES)
     @given(st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in NEARLY.items()}))
     def send(changes: dict[str, Any]) -> None:
         usual = {"strategy": "test", "symbol": "S01", "side": "buy", "type": "market", "time_in_force": "cls"}

@@ -3,14 +3,16 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
 from pydantic import SecretStr
-from schemathesis import GenerationMode, checks
+from schemathesis import Case, GenerationMode
+from schemathesis.core.transport import Response
 from schemathesis.schemas import BaseSchema
 
+from tests.fuzzing import addresses, fuzz
 from tests.trading.test_service import DAY, RUN, Gateway, plan
 from tradenb.core import web
 from tradenb.core.clock import SystemClock
@@ -55,29 +57,22 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseSchema]:
         engine.dispose()
 
 
+def no_crash(case: Case, answer: Response) -> None:
+    assert answer.status_code < 500 or answer.status_code == 503, answer.text
+
+
+ASK: dict[str, Any] = {"examples": EXAMPLES, "left_out": LEFT_OUT, "headers": {"X-API-Key": KEY}, "then": no_crash}
+
+
 def test_every_address_is_fuzzed(described: BaseSchema) -> None:
-    found = [(op.ok().method.upper(), op.ok().path) for op in described.get_all_operations()]  # type: ignore[union-attr]
-    assert sorted(found) == sorted(ADDRESSES)
-
-
-def fuzz(described: BaseSchema, method: str, path: str, mode: GenerationMode) -> None:
-    without = [check for check in checks.CHECKS.get_all() if check.__name__ in LEFT_OUT]
-    assert len(without) == len(LEFT_OUT)
-
-    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)  # fmt: skip
-    @given(case=described[path][method].as_strategy(generation_mode=mode))
-    def ask(case: schemathesis.Case) -> None:
-        answer = case.call_and_validate(excluded_checks=without, headers={"X-API-Key": KEY}, timeout=60)  # type: ignore[arg-type]
-        assert answer.status_code < 500 or answer.status_code == 503, answer.text
-
-    ask()
+    assert addresses(described) == sorted(ADDRESSES)
 
 
 @pytest.mark.parametrize(("method", "path"), ADDRESSES)
 def test_answers_to_good_questions_conform(described: BaseSchema, method: str, path: str) -> None:
-    fuzz(described, method, path, GenerationMode.POSITIVE)
+    fuzz(described, method, path, GenerationMode.POSITIVE, **ASK)
 
 
 @pytest.mark.parametrize(("method", "path"), [a for a in ADDRESSES if a[1] not in WITHOUT_PARAMETERS])
 def test_bad_questions_are_refused_and_crash_nothing(described: BaseSchema, method: str, path: str) -> None:
-    fuzz(described, method, path, GenerationMode.NEGATIVE)
+    fuzz(described, method, path, GenerationMode.NEGATIVE, **ASK)
