@@ -170,7 +170,51 @@ def test_relative_equals_a_regression():
     assert found["correlation"] == pytest.approx(line.rvalue)
     assert (1 + found["alpha"] / 252) ** 252 - 1 == pytest.approx(empyrical.alpha(mine, market), rel=1e-9)
     assert found["information_ratio"] == pytest.approx(empyrical.excess_sharpe(mine, market) * math.sqrt(252))
-    assert all(math.isnan(v) for v in m.relative(frame(mine), frame(market, date(2030, 1, 1))).values())
+    assert found == pytest.approx(
+        {
+            "alpha": -0.05404870130343115,
+            "beta": 0.7123196935317501,
+            "correlation": 0.821308447792235,
+            "active_return": -0.1569854271650069,
+            "tracking_error": 0.09165734828716493,
+            "information_ratio": -1.712742405258849,
+        },
+        rel=1e-12,
+    )
+
+
+def nothing_of(figures) -> set[str]:
+    return {name for name, value in figures.items() if math.isnan(value)}
+
+
+def test_relative_says_nothing_of_fewer_than_three_shared_sessions():
+    mine = np.random.default_rng(4).normal(0, 0.01, 30)
+    for other in (frame(mine, date(2030, 1, 1)), frame(mine[:2]), frame([*mine[:2], math.nan, math.inf])):
+        assert nothing_of(m.relative(frame(mine), other)) == set(m.RELATIVE)
+    assert not nothing_of(m.relative(frame(mine), frame(2 * mine[:3])))
+
+
+def test_a_benchmark_without_spread_leaves_the_active_figures():
+    mine = np.random.default_rng(4).normal(0, 0.01, 30)
+    for rate in (0.0, 0.02 / 252, -0.1 / 3):
+        found = m.relative(frame(mine), frame(np.full(30, rate)))
+        assert nothing_of(found) == {"alpha", "beta", "correlation"}
+        assert found["active_return"] == pytest.approx(252 * (mine.mean() - rate))
+        assert found["information_ratio"] == pytest.approx(m.sharpe(mine - rate))
+
+
+def test_returns_without_spread_have_a_beta_of_zero_and_no_correlation():
+    market = np.random.default_rng(4).normal(0, 0.01, 30)
+    found = m.relative(frame(np.full(30, 0.1 / 3)), frame(market))
+    assert nothing_of(found) == {"correlation"}
+    assert (found["beta"], found["alpha"]) == (pytest.approx(0, abs=1e-12), pytest.approx(252 * 0.1 / 3))
+
+
+def test_returns_beside_themselves_have_no_information_ratio():
+    mine = np.random.default_rng(4).normal(0, 0.01, 30)
+    found = m.relative(frame(mine), frame(mine))
+    assert nothing_of(found) == {"information_ratio"}
+    assert (found["beta"], found["correlation"], found["tracking_error"]) == (pytest.approx(1), pytest.approx(1), 0)
 
 
 def test_frames_need_their_columns_and_no_order():

@@ -488,6 +488,20 @@ def test_the_equal_weight_benchmark_is_the_mean_of_the_names_with_predictions():
         assert result.benchmarks["equal_weight"][t - 1] == pytest.approx(np.nan_to_num(returns[members, t]).mean())
 
 
+@pytest.mark.parametrize("benchmark", ["equal_weight", "cash"])
+def test_a_result_beside_a_benchmark_is_a_regression_of_the_same_sessions(benchmark):
+    market = random_market(11)
+    result = backtest(random_predictions(market, 2), market, Plan(LongShort(2, 2), costs=COSTLY))
+    mine, other = result.returns.to_numpy(), result.benchmarks[benchmark].to_numpy()
+    slope, intercept = np.polyfit(other, mine, 1)
+    active, found = mine - other, result.active(benchmark)
+    assert (found["beta"], found["alpha"]) == pytest.approx((slope, 252 * intercept), rel=1e-6)
+    assert found["active_return"] == pytest.approx(252 * active.mean(), rel=1e-12)
+    assert found["tracking_error"] == pytest.approx(252**0.5 * active.std(ddof=1), rel=1e-12)
+    assert found["information_ratio"] == pytest.approx(found["active_return"] / found["tracking_error"], rel=1e-12)
+    assert result.benchmarks["date"].equals(result.daily["date"])
+
+
 def test_the_benchmark_of_the_open_turns_over_at_the_open():
     open_ = np.array([[100.0, 100, 100, 110], [50, 50, 60, 60]])
     market = flat_market({"A": [100, 110, 121, 121], "B": [50, 50, 60, 60]}, open=open_)

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tradenb.core.report import text_of
 from tradenb.market.demo import simulate
 from tradenb.portfolio.backtest import Plan, backtest
-from tradenb.portfolio.capacity import capacity, cost_sensitivity, fixed_orders, half_capacity, plot_capacity, repriced
+from tradenb.portfolio.capacity import capacity, capacity_chart, cost_sensitivity, fixed_orders, half_capacity, repriced
 from tradenb.portfolio.constructors import TopkDropout
 from tradenb.portfolio.costs import Costs
 from tradenb.portfolio.limits import Limits
@@ -86,7 +87,13 @@ def test_more_money_costs_more_and_fills_less(market, predictions, plan):
     assert curve["annual_return"][0] > curve["annual_return"][1] > curve["annual_return"][2]
     one = backtest(predictions, market, replace(plan, capital=Decimal(10**8)))
     assert curve["sharpe"][1] == pytest.approx(one.metrics["sharpe"])
-    assert plot_capacity(curve).axes
+    assert f"at ${text_of(half_capacity(curve), 'compact')}" in capacity_chart(curve).html
+
+
+def test_a_curve_that_never_halves_is_drawn_without_the_line():
+    flat = pl.DataFrame({"capital": [1e6, 1e7], "annual_return": [0.2, 0.19], "sharpe": [2.0, 1.9], "gross_sharpe": [2.1, 2.1]})  # fmt: skip
+    assert "half the return" not in capacity_chart(flat).html
+    assert "the market begins to notice" in capacity_chart(flat).html
 
 
 def test_half_of_the_return_is_found_between_two_points():

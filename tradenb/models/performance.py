@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from ..core.errors import InputError
 
 # %% auto #0
-__all__ = ['TRADING_DAYS', 'Series', 'COMPOUNDED', 'finite', 'mean', 'ratio', 'equity', 'annual_return', 'volatility',
-           'underwater', 'max_drawdown', 'dated', 'drawdowns', 'sharpe', 'sortino', 'calmar', 'skew', 'kurtosis',
-           'value_at_risk', 'expected_shortfall', 'hit_rate', 'performance', 'monthly', 'calendar_table',
+__all__ = ['TRADING_DAYS', 'Series', 'COMPOUNDED', 'RELATIVE', 'finite', 'mean', 'spread', 'ratio', 'equity', 'annual_return',
+           'volatility', 'underwater', 'max_drawdown', 'dated', 'drawdowns', 'sharpe', 'sortino', 'calmar', 'skew',
+           'kurtosis', 'value_at_risk', 'expected_shortfall', 'hit_rate', 'performance', 'monthly', 'calendar_table',
            'monthly_table', 'yearly', 'rolling_sharpe', 'relative']
 
 # %% ../../nbs/models/03_performance.ipynb #1c7f4e65
@@ -42,13 +42,21 @@ def mean(
     return float(x.mean()) if len(x) else math.nan
 
 
+def spread(
+    values: Series,  # per session
+) -> float:  # 0 under two values, and where they differ by rounding only
+    "Standard deviation (n - 1), per session."
+    x = finite(values)
+    found = float(x.std(ddof=1)) if len(x) > 1 else 0.0
+    return found if found > 1e-15 * np.abs(x).max(initial=0.0) else 0.0
+
+
 def ratio(
     values: Series,  # per session
 ) -> float:  # NaN under two values or without spread
     "Mean over standard deviation (n - 1), per session."
-    x = finite(values)
-    spread = x.std(ddof=1) if len(x) > 1 else 0.0
-    return float(x.mean() / spread) if spread > 1e-15 * np.abs(x).max(initial=0.0) else math.nan
+    deviation = spread(values)
+    return mean(values) / deviation if deviation else math.nan
 
 # %% ../../nbs/models/03_performance.ipynb #fe57bbbf
 def equity(
@@ -270,24 +278,24 @@ def rolling_sharpe(
     return pl.DataFrame({"date": known["date"][window - 1 :], "sharpe": values}).fill_nan(None)
 
 # %% ../../nbs/models/03_performance.ipynb #1d431c92
+RELATIVE = ("alpha", "beta", "correlation", "active_return", "tracking_error", "information_ratio")
+
+
 def relative(
     daily: pl.DataFrame,  # date, return
     benchmark: pl.DataFrame,  # date, return
     periods: int = TRADING_DAYS,
-) -> Mapping[
-    str, float
-]:  # alpha, beta, correlation, excess_return, tracking_error, information_ratio: annualised, simple
-    "What the returns share with a benchmark's, and what they add."
+) -> Mapping[str, float]:  # the figures of `RELATIVE`; yearly ones are simple, not compounded
+    "What the returns share with a benchmark's, and what they add. Raises `InputError` when a column is not there."
     both = dated(daily).join(dated(benchmark).rename({"return": "other"}), on="date")
     mine, other = both["return"].to_numpy(), both["other"].to_numpy()
-    if len(both) < 3 or not math.isfinite(ratio(other)):
-        return dict.fromkeys(
-            ["alpha", "beta", "correlation", "excess_return", "tracking_error", "information_ratio"], math.nan
-        )
-    beta = float(np.cov(mine, other)[0, 1] / other.var(ddof=1))
-    excess = mine - other
+    if len(both) < 3:
+        return dict.fromkeys(RELATIVE, math.nan)
+    beta = float(np.cov(mine, other)[0, 1] / other.var(ddof=1)) if spread(other) else math.nan
+    related = float(np.corrcoef(mine, other)[0, 1]) if spread(mine) and spread(other) else math.nan
+    active = mine - other
     return {
-        "alpha": float(mine.mean() - beta * other.mean()) * periods, "beta": beta,
-        "correlation": float(np.corrcoef(mine, other)[0, 1]),
-        "excess_return": mean(excess) * periods, "tracking_error": volatility(excess, periods), "information_ratio": sharpe(excess, periods),
+        "alpha": float(mine.mean() - beta * other.mean()) * periods, "beta": beta, "correlation": related,
+        "active_return": mean(active) * periods, "tracking_error": volatility(active, periods),
+        "information_ratio": sharpe(active, periods),
     }  # fmt: skip

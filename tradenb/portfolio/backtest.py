@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import InputError
 from ..models.inference import Deflated, Interval, Trials, deflated_sharpe, sharpe_interval
-from ..models.performance import TRADING_DAYS, performance
+from ..models.performance import TRADING_DAYS, performance, relative
 from .costs import Charges, Costs, charges, overnight
 from .limits import Limits, limit
 from .market import Known, Market, reference_price
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Price', 'CENT', 'SHARE', 'MICRO', 'ZERO', 'Floats', 'Progress', 'MONEY', 'DAILY', 'ORDERS', 'POSITIONS', 'Plan',
            'exact', 'Account', 'signal_grid', 'held_weight', 'Morning', 'day_weights', 'day_orders', 'Fill',
-           'day_fills', 'whole_shares', 'Run', 'Backtest', 'backtest', 'benchmark_returns', 'cost_figures',
-           'active_figures']
+           'day_fills', 'whole_shares', 'Run', 'Backtest', 'backtest', 'benchmark_returns', 'cost_figures']
 
 # %% ../../nbs/portfolio/08_backtest.ipynb #fe2f3f76
 Price = Literal["close", "open"]
@@ -511,8 +510,8 @@ class Backtest:
         return {**performance(self.returns), **cost_figures(self.daily, self.orders), **self.active()}
 
     def active(self, benchmark: Literal["equal_weight", "cash"] = "equal_weight") -> Mapping[str, float]:
-        "Beside a benchmark: alpha (a year), beta, correlation, active return, tracking error, information ratio."
-        return active_figures(self.returns.to_numpy(), self.benchmarks[benchmark].to_numpy())
+        "Beside a benchmark: alpha (a year), beta, correlation, active return, tracking error, information ratio, by `relative`."
+        return relative(self.daily, self.benchmarks.select("date", pl.col(benchmark).alias("return")))
 
     def interval(self, level: float = 0.95, draws: int = 1000, seed: int = 7) -> Interval:
         "The annualised Sharpe ratio after costs with its bootstrapped interval."
@@ -625,25 +624,4 @@ def cost_figures(daily: pl.DataFrame, orders: pl.DataFrame) -> Mapping[str, floa
         "costs": sum(a_year.values()), "cost_bps": paid / traded * 1e4 if traded else math.nan,
         "turnover": mean(daily["turnover"]), "gross_exposure": mean(daily["gross"]), "net_exposure": mean(daily["net"]),
         "fill_rate": traded / asked if asked else math.nan, "orders": float(orders.height),
-    }  # fmt: skip
-
-
-def active_figures(
-    returns: Floats,  # per session
-    benchmark: Floats,  # per session
-) -> Mapping[str, float]:
-    "Beside a benchmark; alpha and beta by least squares, yearly figures by 252 sessions."
-    if len(returns) < 3:
-        return dict.fromkeys(
-            ("alpha", "beta", "correlation", "active_return", "tracking_error", "information_ratio"), math.nan
-        )
-    (variance, shared), (_, other) = np.cov(np.vstack([returns, benchmark]))
-    beta = shared / other if other > 0 else 0.0
-    ahead = returns - benchmark
-    error = float(ahead.std(ddof=1)) * math.sqrt(TRADING_DAYS)
-    gained = float(ahead.mean()) * TRADING_DAYS
-    return {
-        "alpha": float(returns.mean() - beta * benchmark.mean()) * TRADING_DAYS, "beta": float(beta),
-        "correlation": float(shared / math.sqrt(variance * other)) if variance * other > 0 else math.nan,
-        "active_return": gained, "tracking_error": error, "information_ratio": gained / error if error > 0 else math.nan,
     }  # fmt: skip
