@@ -6,7 +6,6 @@
 4. The index over all runs is written last.
 """
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -23,10 +22,10 @@ from tradenb.core.calendar import is_session, next_session, require_session, ses
 from tradenb.core.clock import NEW_YORK, Clock, Stopwatch, SystemClock, sleep
 from tradenb.core.db import database
 from tradenb.core.errors import DependencyError, InputError
+from tradenb.core.garbage import seldom_tidied
 from tradenb.core.notify import settle
 from tradenb.core.progress import say
 from tradenb.core.settings import SECRETS, Settings, load
-from tradenb.core.web import GARBAGE
 from tradenb.trading import records
 from tradenb.trading.run import alone, default_trade_date
 from tradenb.trading.services import check_health, running, secrets_in_environment
@@ -160,17 +159,6 @@ def entered(stack: ExitStack, root: Path, last: bool) -> bool:
             raise Busy(str(error)) from error
         return False
     return True
-
-
-@contextmanager
-def seldom_tidied() -> Iterator[None]:
-    "A day imports seven thousand modules, and Python would look through all of them for garbage again and again: a tenth of its time."
-    before = gc.get_threshold()
-    gc.set_threshold(*GARBAGE)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 @contextmanager

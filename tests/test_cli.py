@@ -1,5 +1,6 @@
 "The command line: quick to say what it can do, and every refusal is one line with an exit code."
 
+import io
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import typer
 
 from tradenb.cli.day import write_json
-from tradenb.cli.main import app, run
+from tradenb.cli.main import Ending, app, run
 from tradenb.cli.options import date_of, settings_from
 from tradenb.cli.screen import describe
 from tradenb.core.errors import ConfigError, InputError
@@ -109,3 +110,40 @@ def test_a_result_that_cannot_be_written_is_said_in_words(tmp_path: Path):
         write_json(tmp_path / "file" / "day.json", {})
     write_json(tmp_path / "new" / "day.json", {"day": 1})
     assert (tmp_path / "new" / "day.json").read_text() == '{\n "day": 1\n}\n'
+
+
+def test_a_process_ends_with_its_code_after_everything_that_was_to_be_done_at_its_end():
+    code = """
+import atexit, threading, time
+from tradenb.cli import main as line
+
+def command(arguments):
+    threading.Thread(target=lambda: (time.sleep(0.2), print("a thread"))).start()
+    atexit.register(print, "a message")
+    print("the last word", end=" ")
+    return 2
+
+line.run = command
+line.main([])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "the last word a thread\na message\n", "")
+
+
+def test_a_process_whose_reader_has_left_ends_in_python_s_own_way(monkeypatch):
+    left: list[int] = []
+    monkeypatch.setattr("os._exit", left.append)
+    gone = io.TextIOWrapper(io.BytesIO())
+    gone.close()
+    monkeypatch.setattr("sys.stdout", gone)
+    Ending(0)()
+    assert left == []
+
+
+def test_a_process_without_a_code_ends_in_python_s_own_way(monkeypatch):
+    left: list[int] = []
+    monkeypatch.setattr("os._exit", left.append)
+    Ending()()
+    assert left == []
+    Ending(3)()
+    assert left == [3]
