@@ -21,6 +21,7 @@ from tradenb.features.expressions import (
     WINDOWS,
     Node,
     parse,
+    refusal,
 )
 
 RISES = "($close>Ref($close,1))"
@@ -184,6 +185,12 @@ PLACES = [  # text, the place that the column points at behind ¦, and the sugge
     ("Mean(¦5,20)", "Mean($close,20)"),
     ("Corr($close,¦1,20)", "Corr($close,$volume,20)"),
     ("EMA($close,¦-1)", "EMA($close,1)"),
+    ("EMA($close,¦-0.5)", "EMA($close,20)"),
+    ("Ref($close,¦-1.5)", "Ref($close,-2)"),
+    ("Skew($close,¦-2)", "Skew($close,3)"),
+    ("Mean($close,¦1e300)", "0 for all sessions since the listing"),
+    ("Ref($close,¦-200000)", "Ref($close,20)"),
+    ("Corr($close,$open,¦200000)", "Corr($close,$volume,20)"),
     ("Quantile($close,5,¦80)", "Quantile($close,20,0.8)"),
     ("$open+Ref(¦$close>$open,1)", "If(Gt($close,$open),1,0)"),
     ("Delta(¦$close>$open,1)", "If(Gt($close,$open),1,0)"),
@@ -224,6 +231,17 @@ PLACES = [  # text, the place that the column points at behind ¦, and the sugge
     ("$close¦; $open", "fields, numbers and operators only"),
     ("$close ¦# today", "fields, numbers and operators only"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("op", sorted(WINDOWS))
+@pytest.mark.parametrize("n", [-200_000, -200.5, -3, -1.5, -0.5, 0, 0.0, 0.5, 1, 1.5, 2, 3, 99_999.5, 100_001, 1e300])
+def test_what_is_to_be_written_instead_of_a_window_is_not_refused_itself(op: str, n: float) -> None:
+    args = tuple(parse("$close") for p in OPERATORS[op] if p.startswith("feature"))
+    share = (0.8,) if op == "Quantile" else ()
+    if (found := refusal(op, args, (n, *share))) and found.instead[0] != "0":
+        assert parse(found.instead).op == op
+    elif found:
+        assert refusal(op, args, (0, *share)) is None
 
 
 @pytest.mark.parametrize(("marked", "suggestion"), PLACES)

@@ -166,6 +166,14 @@ def test_equal_features_share_one_root_and_a_graph_may_be_empty() -> None:
     assert (empty.halo, empty.ahead, empty.nodes, empty.below()) == (0, 0, (), [])
 
 
+def test_a_graph_without_features_says_so() -> None:
+    with pytest.raises(InputError, match="no feature A: the graph holds none"):
+        graph({}).root("A")
+    for nothing in (graph({}).picture, lambda: graph({"A": "$close"}).picture([])):
+        with pytest.raises(InputError, match="has no picture"):
+            nothing()
+
+
 def test_an_error_names_the_feature_and_keeps_its_place() -> None:
     with pytest.raises(ExpressionError, match="feature MINE: unknown operator Meen, in column 7") as caught:
         graph({"GOOD": "$close", "MINE": "$open/ Meen($close,5)".replace(" ", "")})

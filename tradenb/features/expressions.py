@@ -185,7 +185,7 @@ def window_refusal(op: str, args: tuple[Node, ...], params: tuple[Number, ...]) 
     "A window, or a quantile's share, that cannot be."
     if op not in WINDOWS:
         return None
-    for wrong, reason, instead in window_rules(op, params[0], ",".join(a.text for a in args)):
+    for wrong, reason, instead in window_rules(op, params[0], lambda n: Node(op, args, (n, *params[1:])).text):
         if wrong:
             return Refusal(reason, instead, len(args))
     if op == "Quantile" and not 0 <= params[1] <= 1:
@@ -193,21 +193,19 @@ def window_refusal(op: str, args: tuple[Node, ...], params: tuple[Number, ...]) 
     return None
 
 
-def window_rules(op: str, n: Number, operands: str) -> Iterator[tuple[bool, str, str]]:
-    "Each rule about windows: is it broken, why that is bad, what to write instead."
-    whole, least = isinstance(n, int), SHORTEST.get(op, 0)
+def window_rules(op: str, n: Number, over: Callable[[int], str]) -> Iterator[tuple[bool, str, str]]:
+    "Each rule about windows: is it broken, why that is bad, what to write instead; `over` writes the call with another window."
+    whole, ahead, least = isinstance(n, int), op in ("Ref", "Delta"), SHORTEST.get(op, 0)
+    all_sessions = example(op) if ahead or op == "Corr" else "0 for all sessions since the listing"
+    yield abs(n) > MAX_WINDOW, f"{n} sessions are longer than any history", all_sessions
+    rounded = max(least, 1, math.ceil(abs(n))) * (-1 if ahead and n < 0 else 1)
     if op == "EMA":
-        yield (
-            not whole and not (0 < n < 1 or n >= 1),
-            f"EMA needs a span of sessions or a weight from 0 to 1, not {n}",
-            example(op),
-        )
+        yield not whole and n <= 0, f"EMA needs a span of sessions or a weight from 0 to 1, not {n}", example(op)
     else:
-        yield not whole, f"{op} needs a whole number of sessions, not {n}", f"{op}({operands},{max(1, math.ceil(n))})"
-    yield n < 0 and op not in ("Ref", "Delta"), f"{op} cannot look ahead, its window is {n}", f"{op}({operands},{-n})"
-    yield 0 < n < least, f"{op} needs at least {least} sessions, not {n}", f"{op}({operands},{least})"
-    yield abs(n) > MAX_WINDOW, f"{n} sessions are longer than any history", "0 for all sessions since the listing"
-    yield op == "Corr" and n == 0, "Corr has no window over all history, in pyqlib neither", f"Corr({operands},250)"
+        yield not whole, f"{op} needs a whole number of sessions, not {n}", over(rounded)
+    yield n < 0 and not ahead, f"{op} cannot look ahead, its window is {n}", over(rounded)
+    yield 0 < n < least, f"{op} needs at least {least} sessions, not {n}", over(least)
+    yield op == "Corr" and n == 0, "Corr has no window over all history, in pyqlib neither", over(250)
 
 # %% ../../nbs/features/02_expressions.ipynb #0b011805
 TAKES = {

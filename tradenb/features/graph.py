@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Span', 'LEAF', 'SIGNS', 'Stop', 'INK', 'PAPER', 'WARM', 'DEEP', 'SOFT', 'GREY', 'CAPTIONED', 'union', 'shifted',
            'span', 'number', 'rewrite', 'plain', 'Graph', 'graph', 'number_nodes', 'read', 'operators', 'summary',
-           'caption', 'Drawing', 'draw_tree', 'branches', 'shortened', 'columns', 'wires', 'spread', 'heights',
-           'crossings', 'straighten', 'draw', 'draw_lines', 'draw_nodes', 'draw_legend']
+           'caption', 'Drawing', 'draw_tree', 'branches', 'shortened', 'columns', 'wires', 'spread', 'crossings',
+           'heights', 'straighten', 'draw', 'draw_lines', 'draw_nodes', 'draw_legend']
 
 # %% ../../nbs/features/03_graph.ipynb #a696bbc6
 Span = tuple[int | None, int]  # First and last session looked at, counted from the value's own; None: all history
@@ -138,9 +138,8 @@ class Graph:
     def root(self, name: str) -> int:
         "The node of a feature. Raises `InputError` for one that is not there."
         if name not in self.names:
-            raise InputError(
-                f"no feature {name}: the graph holds {len(self.names)}, from {self.names[0]} to {self.names[-1]}"
-            )
+            held = f"{len(self.names)}, from {self.names[0]} to {self.names[-1]}" if self.names else "none"
+            raise InputError(f"no feature {name}: the graph holds {held}")
         return self.roots[self.names.index(name)]
 
     def below(self, *tops: int) -> list[int]:
@@ -160,7 +159,7 @@ class Graph:
         return draw_tree(self, name)
 
     def picture(self, names: Collection[str] | None = None) -> Figure:
-        "The graph of some features, or of all, drawn: fields left, features right, shared parts in orange."
+        "The graph of some features, or of all, drawn: fields left, features right, shared parts in orange. Raises `InputError` for none."
         return draw(self if names is None else self.part(names))
 
     def _repr_markdown_(self) -> str:
@@ -302,7 +301,7 @@ def wires(graph: Graph, column: dict[int, int], ends: list[int]) -> set[tuple[St
 
 # %% ../../nbs/features/03_graph.ipynb #94cf873b
 def spread(wanted: list[float], gap: float = 1.0) -> list[float]:
-    "Positions closest to the wanted ones that keep their order and a distance of `gap` (isotonic regression)."
+    "Positions closest to the wanted ones that keep their order and a distance of `gap` (isotonic regression, by pooling adjacent violators)."
     blocks: list[tuple[float, int]] = []  # mean, size
     for k, w in enumerate(wanted):
         mean, size = w - k * gap, 1
@@ -313,26 +312,7 @@ def spread(wanted: list[float], gap: float = 1.0) -> list[float]:
     means = [mean for mean, size in blocks for _ in range(size)]
     return [mean + k * gap for k, mean in enumerate(means)]
 
-
-def heights(lines: set[tuple[Stop, Stop]], rounds: int = 24) -> dict[Stop, float]:
-    "The height of every stop: few crossings first, straight lines then."
-    stops = sorted({s for line in lines for s in line}, key=lambda s: (s[1], s[0] < 0, abs(s[0])))
-    order = [[s for s in stops if s[1] == c] for c in range(1 + max(c for _, c in stops))]
-    y = {s: float(k - len(col) / 2) for col in order for k, s in enumerate(col)}
-    before: dict[Stop, list[Stop]] = {s: [a for a, b in sorted(lines) if b == s] for s in stops}
-    after: dict[Stop, list[Stop]] = {s: [b for a, b in sorted(lines) if a == s] for s in stops}
-    mean = lambda s, near: sum(y[n] for n in near) / len(near) if near else y[s]
-    best, fewest = [list(c) for c in order], crossings(order, after)
-    for r in range(rounds):
-        forward = r % 2 == 0
-        for col in order if forward else order[::-1]:
-            col.sort(key=lambda s: mean(s, before[s] if forward else after[s]))
-            y.update({s: k - len(col) / 2 for k, s in enumerate(col)})
-        if (now := crossings(order, after)) < fewest:
-            best, fewest = [list(c) for c in order], now
-    return straighten(best, before, after)
-
-
+# %% ../../nbs/features/03_graph.ipynb #d84c3f16
 def crossings(order: list[list[Stop]], after: dict[Stop, list[Stop]]) -> int:
     "How many lines cross."
     total = 0
@@ -344,6 +324,28 @@ def crossings(order: list[list[Stop]], after: dict[Stop, list[Stop]]) -> int:
             total += sum(len(seen) - bisect_right(seen, e) for e in ends)
             seen = sorted(seen + ends)
     return total
+
+# %% ../../nbs/features/03_graph.ipynb #c95f27a8
+def heights(lines: set[tuple[Stop, Stop]], rounds: int = 24) -> dict[Stop, float]:
+    "The height of every stop: few crossings first, straight lines then."
+    stops = sorted({s for line in lines for s in line}, key=lambda s: (s[1], s[0] < 0, abs(s[0])))
+    order = [[s for s in stops if s[1] == c] for c in range(1 + max(c for _, c in stops))]
+    y = {s: float(k - len(col) / 2) for col in order for k, s in enumerate(col)}
+    before: dict[Stop, list[Stop]] = defaultdict(list)
+    after: dict[Stop, list[Stop]] = defaultdict(list)
+    for a, b in sorted(lines):
+        before[b].append(a)
+        after[a].append(b)
+    mean = lambda s, near: sum(y[n] for n in near) / len(near) if near else y[s]
+    best, fewest = [list(c) for c in order], crossings(order, after)
+    for r in range(rounds):
+        forward = r % 2 == 0
+        for col in order if forward else order[::-1]:
+            col.sort(key=lambda s: mean(s, before[s] if forward else after[s]))
+            y.update({s: k - len(col) / 2 for k, s in enumerate(col)})
+        if (now := crossings(order, after)) < fewest:
+            best, fewest = [list(c) for c in order], now
+    return straighten(best, before, after)
 
 
 def straighten(
@@ -366,6 +368,8 @@ def draw(part: Graph) -> Figure:
     "Behind `Graph.picture`."
     from matplotlib import pyplot as plt
 
+    if not part.names:
+        raise InputError("a graph without features has no picture: ask for one or more")
     column = columns(part, [i for i in part.below(*part.roots) if part.nodes[i].op != "Constant"])
     lines = wires(part, column, list(part.roots))
     y, last, small = heights(lines), max(column.values()) + 1, len(column) <= CAPTIONED
