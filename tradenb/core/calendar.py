@@ -45,14 +45,10 @@ def _built() -> tuple[list[date], list[Session]]:
     import exchange_calendars
 
     calendar = exchange_calendars.get_calendar("XNYS", start=str(FIRST_DAY), end=str(LAST_DAY))
-    early = set(calendar.early_closes)
-    table = [
-        Session(
-            at.date(), row.open.to_pydatetime().astimezone(UTC), row.close.to_pydatetime().astimezone(UTC), at in early
-        )
-        for at, row in zip(calendar.schedule.index, calendar.schedule.itertuples(), strict=True)
-    ]
-    return [session.date for session in table], table
+    days = calendar.sessions.date.tolist()
+    opens, closes = (at.dt.tz_convert(UTC).array.to_pydatetime() for at in (calendar.opens, calendar.closes))
+    early = calendar.sessions.isin(calendar.early_closes).tolist()
+    return days, list(map(Session, days, opens, closes, early))
 
 # %% ../../nbs/core/03_calendar.ipynb #85a60808
 def _within(day: date) -> date:
