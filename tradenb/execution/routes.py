@@ -18,7 +18,6 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -177,7 +176,7 @@ def orders_router(key: Any, orders: Any, denied: Any) -> APIRouter:  # the count
         "Store and send an order: 201 when it is new, 200 when the same order was there, 409 when its id means another"
         asked = read(OrderRequest, await body_of(request))
         try:
-            order, created = await run_in_threadpool(submitted, desk_of(request), asked)
+            order, created = await asyncio.to_thread(submitted, desk_of(request), asked)
         except asyncio.CancelledError:  # the service ends, and the broker has not answered
             return web.problem(503, "Service unavailable", STOPPING, "ServiceUnavailable")
         except OrderDenied as error:
@@ -281,7 +280,7 @@ def list_denials(
 async def compare_books(request: Request) -> Response:
     "Catch up with the broker, compare the books, list what differs"
     asked = read(ReconciliationRequest, await body_of(request))
-    return answer(await run_in_threadpool(compared, desk_of(request), asked))
+    return answer(await asyncio.to_thread(compared, desk_of(request), asked))
 
 # %% ../../nbs/execution/20_routes.ipynb #18f4b84e
 def books_router(key: Any) -> APIRouter:
@@ -338,7 +337,7 @@ def switch_router(key: Any) -> APIRouter:
     async def change(request: Request) -> Response:
         "Forbid, or allow again"
         asked = read(SwitchRequest, await body_of(request))
-        return answer(await run_in_threadpool(switched, desk_of(request), asked))
+        return answer(await asyncio.to_thread(switched, desk_of(request), asked))
 
     return router
 
@@ -372,7 +371,7 @@ async def received(request: Request) -> Received:
         with desk.door.inside_of():
             return receive(*signed, body)
 
-    return await run_in_threadpool(work)
+    return await asyncio.to_thread(work)
 
 
 def webhooks_router(calls: Any) -> APIRouter:  # the counter of the application

@@ -420,7 +420,8 @@ class Attentive:
         try:
             while stream._stop_stream_queue.empty():
                 try:
-                    frame = await asyncio.wait_for(stream._ws.recv(), self.idle_s)
+                    async with asyncio.timeout(self.idle_s):
+                        frame = await stream._ws.recv()
                 except TimeoutError:
                     if asked:
                         stream._ws.transport.abort()
@@ -489,7 +490,7 @@ def read_frame(frame: str | bytes) -> dict[str, Any]:
 
 # %% ../../nbs/execution/13_updates.ipynb #ee3f1ac4
 LONGEST_PAUSE_S = 30.0
-LINGER_S = 0.02  # messages come in crowds: the others of one crowd are in the inbox after this
+LINGER_S = 0.1  # messages come in crowds: the others of one crowd are in the inbox after this, and our own word on a new order in the ledger
 
 
 class Updates:
