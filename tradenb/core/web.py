@@ -47,6 +47,7 @@ from tradenb.core.errors import (
 )
 from .garbage import leave_as_it_is, tidy_seldom
 from .logs import bind, get_logger
+from .transport import Http
 
 # %% ../../nbs/core/07_web.ipynb #e51641ed
 PROBLEM = "application/problem+json"
@@ -288,13 +289,14 @@ def listen(
 
 
 def uvicorn_server(app: Any) -> uvicorn.Server:
-    "uvicorn with our logging and without its own."
+    "uvicorn with our logging and without its own, whose answers leave in one piece."
     return uvicorn.Server(
         uvicorn.Config(
             app,
             log_config=None,
             access_log=False,
             lifespan="on",
+            http=Http,
             ws="websockets-sansio",
             ws_per_message_deflate=False,
             timeout_graceful_shutdown=15,  # longer than a call to the broker
