@@ -209,6 +209,11 @@ def test_a_table_never_reads_a_place_that_was_given_away(texts: list[str]) -> No
     placed(tables(p), p)
 
 
+def test_a_program_without_features_needs_nothing() -> None:
+    p = program(graph({}))
+    assert (p.steps, p.fields, p.halo, p.back, p.recursive) == ((), (), 0, 0, False)
+
+
 def test_needs_of_nothing_are_nothing() -> None:
     steps = [Step("field", params=("close",)), Step("shift", ((0, 0),), k=3), Step("field", params=("open",))]
     assert needs(steps, [(1, 0)]).tolist() == [[3, -1], [0, -1], [-1, -1]]

@@ -206,14 +206,13 @@ def is_narrow(p: Planner, r: Request) -> bool:
 
 def constants_as(p: Planner, r: Request, dtype: str) -> tuple[Line, ...]:
     "The operands, constants among them rounded."
-    rounded = (
-        p.one("constant", params=(float(np.dtype(dtype).type(p.graph.nodes[i].params[0])),))
-        if p.graph.nodes[i].op == "Constant"
-        else x
-        for i, x in zip(r.ids, r.xs, strict=True)
-    )
-    with np.errstate(over="ignore"):  # beyond 3.4e38 a constant is infinite
-        return tuple(rounded)
+    rounded: list[Line] = []
+    for i, x in zip(r.ids, r.xs, strict=True):
+        if (node := p.graph.nodes[i]).op == "Constant":
+            with np.errstate(over="ignore"):  # beyond 3.4e38 a constant is infinite
+                x = p.one("constant", params=(float(np.dtype(dtype).type(node.params[0])),))
+        rounded.append(x)
+    return tuple(rounded)
 
 # %% ../../nbs/features/05_program.ipynb #9b70d2cf
 def state(p: Planner, kind: str, d: int, *xs: Line) -> list[Line]:
@@ -433,9 +432,8 @@ def latest(steps: Sequence[Step]) -> list[int]:  # by step, 0: it knows the past
     "How many sessions after its own each step looks at."
     found: list[int] = []
     for s in steps:
-        moved = (
-            s.reach if s.family in ("shift", "merge") else (0,) * len(s.inputs)
-        )  # a window begins back there, and ends today
+        # Other steps read a whole window, which begins back there and ends today.
+        moved = s.reach if s.family in ("shift", "merge") else (0,) * len(s.inputs)
         found.append(max([0, *(found[j] - back for (j, _), back in zip(s.inputs, moved, strict=True))]))
     return found
 
@@ -451,7 +449,7 @@ class Program:
     @property
     def halo(self) -> int:
         "Sessions that must stand before the first output, or before the first session of the recursions."
-        return max(0, int(self.need.max()))
+        return int(self.need.max(initial=0))
 
     @cached_property
     def fields(self) -> tuple[str, ...]:

@@ -5,9 +5,10 @@
 # %% ../../nbs/features/09_table.ipynb #552350a6
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from types import ModuleType
 
 import numpy as np
@@ -18,8 +19,8 @@ from .reference import Columns, Fields, call_numpy
 from .windows import KINDS, NARROW, WIDE
 
 # %% auto #0
-__all__ = ['HEAD', 'OPERANDS', 'MEMBERS', 'Outputs', 'Slots', 'Table', 'Call', 'Rows', 'table', 'operands', 'below', 'member',
-           'generations', 'Tables', 'tables', 'run']
+__all__ = ['COLUMNS', 'HEAD', 'OPERANDS', 'MEMBERS', 'Outputs', 'Slots', 'Table', 'Call', 'Rows', 'table', 'operands', 'below',
+           'member', 'generations', 'Tables', 'tables', 'call', 'run']
 
 # %% ../../nbs/features/09_table.ipynb #5cb21872
 class Slots:
@@ -41,7 +42,8 @@ class Slots:
         self.free.setdefault(size, []).append(row)
 
 # %% ../../nbs/features/09_table.ipynb #efc808e7
-HEAD, OPERANDS = 8, 12  # columns before the operands; the most operands of a step
+COLUMNS = ("family", "which", "place", "k", "params", "numbers", "narrow", "state")  # of a row, before its operands
+HEAD, OPERANDS = len(COLUMNS), 12  # the most operands of a step: both states that cospread merges
 MEMBERS = {"map": tuple(WIDE), "narrow": tuple(NARROW), "lift": tuple(KINDS), "merge": tuple(KINDS),
            "recursion": (*KINDS, "ema", "first")}  # fmt: skip
 
@@ -50,7 +52,7 @@ MEMBERS = {"map": tuple(WIDE), "narrow": tuple(NARROW), "lift": tuple(KINDS), "m
 class Table:
     "Steps for the kernels."
 
-    rows: NDArray[np.int64]  # (rows, HEAD + OPERANDS); column 0 is the family's place in `families`
+    rows: NDArray[np.int64]  # (rows, HEAD + OPERANDS): `COLUMNS` and the rows read; a family by its place in `families`
     families: tuple[str, ...]
     steps: NDArray[np.int64]  # (rows,) the program's step that a row belongs to
     params: NDArray[np.float64]
@@ -167,7 +169,7 @@ def generations(p: Program) -> list[int]:
         found.append(max([0, *(found[j] + (p.steps[j].op == "host") for j, _ in s.inputs)]))
     return found
 
-
+# %% ../../nbs/features/09_table.ipynb #84a1e7d3
 @dataclass(frozen=True, eq=False)
 class Tables:
     "All tables of a program, in order."
@@ -181,25 +183,33 @@ class Tables:
 def tables(p: Program) -> Tables:
     "A program as tables."
     generation, calls = generations(p), [i for i, s in enumerate(p.steps) if s.op == "host"]
-    bridges, parts, handed = {i: b for b, i in enumerate(calls)}, [], 0
+    bridges, places, parts = {i: b for b, i in enumerate(calls)}, count(), []
     for g in sorted({generation[i] for i in calls}):
-        outputs: dict[int, list[tuple[str, int, int]]] = {}
-        made = []
-        for i in (i for i in calls if generation[i] == g):
-            given: list[int | float] = []
-            for j, line in p.steps[i].inputs:
-                if p.steps[j].op == "constant":
-                    given.append(p.steps[j].params[0])  # type: ignore[arg-type]
-                    continue
-                outputs.setdefault(j, []).append(("hand", handed, line))
-                given.append(handed)
-                handed += 1
-            made.append(Call(i, bridges[i], tuple(given)))
-        parts.append(table(p, outputs, bridges, made))
-    outputs = {}
+        handed: dict[int, list[tuple[str, int, int]]] = {}
+        made = [call(p, i, bridges[i], places, handed) for i in calls if generation[i] == g]
+        parts.append(table(p, handed, bridges, made))
+    stored: dict[int, list[tuple[str, int, int]]] = {}
     for f, (i, line) in enumerate(p.roots):
-        outputs.setdefault(i, []).append(("store", f, line))
-    return Tables((*parts, table(p, outputs, bridges)), len(calls), handed)
+        stored.setdefault(i, []).append(("store", f, line))
+    return Tables((*parts, table(p, stored, bridges)), len(calls), next(places))
+
+
+def call(
+    p: Program,
+    i: int,  # the step that NumPy does
+    bridge: int,  # where its result is kept
+    places: Iterator[int],  # free ones among what is handed over
+    handed: dict[int, list[tuple[str, int, int]]],  # the table's outputs, written
+) -> Call:
+    "The call, with each operand a constant or a place that the table hands it over in."
+    given: list[int | float] = []
+    for j, line in p.steps[i].inputs:
+        if p.steps[j].op == "constant":
+            given.append(p.steps[j].params[0])  # type: ignore[arg-type]
+        else:
+            given.append(next(places))
+            handed.setdefault(j, []).append(("hand", int(given[-1]), line))
+    return Call(i, bridge, tuple(given))
 
 # %% ../../nbs/features/09_table.ipynb #1c30403d
 def run(
