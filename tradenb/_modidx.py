@@ -3326,6 +3326,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'tradenb.features.oracle.kurtosis': ( 'features/oracle.html#kurtosis',
                                                                                'tradenb/features/oracle.py'),
                                          'tradenb.features.oracle.mean': ('features/oracle.html#mean', 'tradenb/features/oracle.py'),
+                                         'tradenb.features.oracle.nearest': ('features/oracle.html#nearest', 'tradenb/features/oracle.py'),
                                          'tradenb.features.oracle.open_qlib': ( 'features/oracle.html#open_qlib',
                                                                                 'tradenb/features/oracle.py'),
                                          'tradenb.features.oracle.operands': ( 'features/oracle.html#operands',

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.features.strategies import batches
+from tradenb.core.errors import InputError
 from tradenb.features.oracle import (
     DEFINITIONS,
     ROUNDING,
@@ -84,6 +85,39 @@ def test_small_windows_have_the_values_of_a_hand() -> None:
     undefined = [("Std", [1.0]), ("Rank", [1, inf]), ("Resi", [1, 2, nan]), ("Slope", [1, inf, 2]), ("Rsquare", [5, 5, 5]), ("Skew", [0, 1e-9, 3e-9])]  # fmt: skip
     assert all(np.isnan(exact_value(operator, window)) for operator, window in undefined)
     assert np.isnan(exact_value("Corr", [1, 2, nan], [3, 3, 4])) and exact_value("Cov", [1, 2, nan], [3, 3, 4]) == 0
+
+
+@pytest.mark.parametrize("operator", sorted(set(DEFINITIONS) - {"Count"}))
+@pytest.mark.parametrize("window", [[], [np.nan], [np.inf, np.nan]])
+def test_where_nothing_is_known_nothing_is_defined(operator: str, window: list[float]) -> None:
+    pair = [window] if operator in ("Corr", "Cov") else []
+    parameters = {"Quantile": {"share": 0.8}, "EMA": {"span": 5}}.get(operator, {})
+    assert np.isnan(exact_value(operator, window, *pair, **parameters))
+    assert exact_value("Count", window) == sum(not np.isnan(x) for x in window)
+
+
+def test_a_value_beyond_all_floats_is_infinite() -> None:
+    large = [1e200, -1e200, 3e200]
+    assert exact_value("Var", large) == exact_value("Cov", large, large) == float("inf")
+    assert exact_value("Cov", large, [-x for x in large]) == -float("inf")
+    assert np.isfinite(exact_value("Std", large))
+
+
+def test_an_operator_without_definition_and_a_panel_too_small_are_refused() -> None:
+    with pytest.raises(InputError, match="no exact value of Ref"):
+        exact_value("Ref", [1.0])
+    with pytest.raises(InputError, match="20 symbols"):
+        adversarial_panel(20)
+
+
+def test_a_stock_that_was_never_listed_has_no_values() -> None:
+    plain = random_panel(2, 30, seed=5, suspended=0.0)
+    listed = plain.listed.copy()
+    listed[1] = False
+    fields = {f: np.where(listed, x, np.float32(np.nan)) for f, x in plain.fields.items()}
+    there, never = truths(Panel(plain.symbols, plain.dates, fields, listed))
+    assert there.at("Count($close,5)", 29) == 5
+    assert np.isnan([never.at(text, 29) for text in ("Count($close,5)", "$close")]).all()
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ __all__ = ['Exact', 'Window', 'TINY_VARIANCE', 'FLAT', 'DEFINITIONS', 'ROUNDING'
            'qlib_alpha360', 'disagreement', 'known', 'root', 'total', 'mean', 'deviations', 'variance', 'deviation',
            'central_moments', 'skewness', 'kurtosis', 'quantile', 'absolute_deviation', 'extreme', 'position', 'rank',
            'count', 'regression', 'slope', 'residual', 'determination', 'weighted_mean', 'exponential_mean',
-           'co_moments', 'paired', 'covariance', 'correlation', 'exact_value', 'qlib_tree', 'operands', 'element_wise',
-           'Truth', 'truths', 'apart', 'error', 'verdict', 'judge']
+           'co_moments', 'paired', 'covariance', 'correlation', 'exact_value', 'nearest', 'qlib_tree', 'operands',
+           'element_wise', 'Truth', 'truths', 'apart', 'error', 'verdict', 'judge']
 
 # %% ../../nbs/features/15_oracle.ipynb #97b11f34
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
+from ..core.errors import InputError
 from .panel import FIELDS, Panel, random_panel
 
 if TYPE_CHECKING:
@@ -53,7 +55,9 @@ def adversarial_panel(
     n_sessions: int = 420,
     seed: int = 11,
 ) -> Panel:
-    "Bars where implementations part: gaps in single fields, ties, flat runs, zero volume, tiny and huge prices, new listings."
+    "Bars where implementations part: gaps in single fields, ties, flat runs, zero volume, tiny and huge prices, new listings. Raises `InputError` for too few symbols."
+    if n_symbols < 34:
+        raise InputError(f"{n_symbols} symbols do not hold every kind of trouble: ask for 34 or more")
     rng, plain = np.random.default_rng(seed), random_panel(n_symbols, n_sessions, seed, suspended=0.0)
     first = np.argmax(plain.listed, axis=1)
     first[26:34] = n_sessions - np.array([1, 2, 3, 5, 6, 30, 61, 70])
@@ -131,7 +135,7 @@ def qlib_values(
     out[:, row, column] = answer.to_numpy(np.float32).T
     return out
 
-
+# %% ../../nbs/features/15_oracle.ipynb #9a47be06
 def qlib_alpha158() -> dict[str, str]:
     "Name → expression of Alpha158, from pyqlib's own configuration."
     from qlib.contrib.data.loader import Alpha158DL
@@ -238,7 +242,7 @@ def kurtosis(x: Window) -> Exact:
 
 # %% ../../nbs/features/15_oracle.ipynb #5cb5c6d0
 def quantile(x: Window, share: float) -> Exact:
-    "Linear between the two neighbours in order."
+    "Linear between the two neighbours in order (type 7 of Hyndman and Fan, 1996)."
     if not (k := sorted(known(x))):
         return None
     at = share * (len(k) - 1)
@@ -265,9 +269,9 @@ def position(pick: Callable, x: Window) -> Exact:
 
 def rank(x: Window) -> Exact:
     "Today's average rank among the known values, as a share of their number."
-    k = known(x)
-    if not np.isfinite(x[-1]):
+    if not np.isfinite(x[-1:]).any():
         return None
+    k = known(x)
     below, upto = sum(v < k[-1] for v in k), sum(v <= k[-1] for v in k)
     return Fraction(below + 1 + upto, 2 * len(k))
 
@@ -301,7 +305,7 @@ def residual(x: Window) -> Exact:
     return None if fit is None or np.isnan(x[-1]) else Fraction(float(x[-1])) - fit[1]
 
 
-FLAT = Fraction(2e-5) ** 2  # qlib: no correlation with a standard deviation of at most 2e-5
+FLAT = Fraction(2e-5) ** 2  # pyqlib: no correlation with a standard deviation of at most 2e-5
 
 
 def determination(x: Window, expanding: bool = False) -> Exact:
@@ -375,10 +379,19 @@ def exact_value(
     other: ArrayLike | None = None,  # the second series of Corr and Cov
     **parameters: Any,  # Quantile: share; EMA: span; Rsquare: expanding
 ) -> float:
-    "What the operator's definition gives for these values, rounded once."
+    "What the operator's definition gives for these values, rounded once. Raises `InputError` for an operator without one."
+    if operator not in DEFINITIONS:
+        raise InputError(f"no exact value of {operator}: expected one of {', '.join(DEFINITIONS)}")
     series = [np.asarray(x, np.float64) for x in (window, other) if x is not None]
-    value = DEFINITIONS[operator](*series, **parameters)
-    return float("nan") if value is None else float(value)
+    return nearest(DEFINITIONS[operator](*series, **parameters))
+
+
+def nearest(value: Exact) -> float:
+    "The nearest float: NaN where nothing is defined, infinite beyond all floats."
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
 
 # %% ../../nbs/features/15_oracle.ipynb #ad3eed2b
 def qlib_tree(expression: str) -> Any:
@@ -480,7 +493,7 @@ class Truth:
 
 def truths(panel: Panel) -> list[Truth]:
     "One for each stock of a panel."
-    first = np.argmax(panel.listed, axis=1)
+    first = np.where(panel.listed.any(axis=1), np.argmax(panel.listed, axis=1), panel.shape[1])
     return [Truth({f: x[i, at:] for f, x in panel.fields.items()}, at) for i, at in enumerate(first.tolist())]
 
 # %% ../../nbs/features/15_oracle.ipynb #697742a3
