@@ -25,6 +25,8 @@ class Sent:
     doubt: bool = False  # a POST left, and nobody was told what became of it
     at: datetime | None = None
     by: Process | None = None
+    stood_still: timedelta = timedelta(0)  # of the last POST, between its sender's look and the wire
+    asked: datetime | None = None  # when whoever was last told where it stands had asked
     refused: bool = False  # the broker said no, at least once
     open: dict[int, Process] = field(
         default_factory=dict
@@ -55,8 +57,11 @@ class Monitors:
         return not process.skewed and (hung is None or self.world.now - hung > RECENT)
 
     def overtaken(self, packet: Packet, sent: Sent) -> bool:
-        "Whether the sender stood still between its last look and the wire while another one sent: nothing on its own machine can tell it."
-        return packet.stood_still > BRIEFLY and sent.by is not packet.sender
+        "Whether one of two senders stood still between its last look and the wire while the other one sent, or asked in order to send: nothing on their machines can tell them."
+        if sent.by is packet.sender or sent.at is None:
+            return False
+        asked_meanwhile = sent.asked is not None and sent.asked > sent.at - sent.stood_still
+        return packet.stood_still > BRIEFLY or (sent.stood_still > BRIEFLY and asked_meanwhile)
 
     def on_send(self, packet: Packet) -> None:
         "A request leaves."
@@ -89,7 +94,7 @@ class Monitors:
                 self.tell("BLIND_RESEND", f"{name} is sent again and nobody asked what became of the first time")
         if stored:
             self._switch(packet, name, *stored[0])
-        sent.doubt, sent.at, sent.by = True, world.now, packet.sender
+        sent.doubt, sent.at, sent.by, sent.stood_still = True, world.now, packet.sender, packet.stood_still
         sent.open[packet.number] = packet.sender
 
     def _as_wanted(self, name: str, order: dict[str, Any]) -> None:
@@ -122,8 +127,9 @@ class Monitors:
     def on_answer(self, packet: Packet, answer: Answer | None) -> None:
         "A caller learns what became of its request, or gives up."
         if (asked := self.look_ups.pop(packet.number, None)) and answer is not None and answer.status in (200, 404):
-            sent = self.orders.get(asked[0])
-            if sent and sent.at and sent.at <= asked[1]:
+            sent = self.orders.setdefault(asked[0], Sent())
+            sent.asked = asked[1]
+            if sent.at and sent.at <= asked[1]:
                 sent.doubt = False
         if packet.order and (sent := self.orders.get(str(packet.order.get("client_order_id")))):
             sent.open.pop(packet.number, None)

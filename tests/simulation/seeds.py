@@ -73,4 +73,9 @@ SEEDS = (
         3,
         "An execution of before a split, found late in the history, made the sum reach the quantity of before: the order counted as filled while the broker's went on.",
     ),
+    Found(
+        6633,
+        2,
+        "The monitor took it for a blind repeat when a gateway sent that had asked: another one, which stood still at the wire, had sent in between.",
+    ),
 )
