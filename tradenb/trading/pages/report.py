@@ -560,7 +560,7 @@ def sessions_table(day: DayReport, most: int = 6) -> Block:
     "This session among the last ones."
     frame = sessions_frame(recent_summaries(day, most))
     if frame.height == 1:
-        return note("There is no session before to compare with.")
+        return note("The table of the last sessions begins with the second one.")
     formats: dict[str, Format] = {"pnl": "pnl", "daily_return": "change", "equity": "money"}
     now, labels = day.run.trade_date, {"daily_return": "Return"}
     return table(frame, formats, "Beside the sessions before", lambda row: "total" if row["session"] == now else None, labels=labels)  # fmt: skip
