@@ -3347,6 +3347,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'tradenb.features.oracle.rank': ('features/oracle.html#rank', 'tradenb/features/oracle.py'),
                                          'tradenb.features.oracle.regression': ( 'features/oracle.html#regression',
                                                                                  'tradenb/features/oracle.py'),
+                                         'tradenb.features.oracle.relative': ( 'features/oracle.html#relative',
+                                                                               'tradenb/features/oracle.py'),
                                          'tradenb.features.oracle.residual': ( 'features/oracle.html#residual',
                                                                                'tradenb/features/oracle.py'),
                                          'tradenb.features.oracle.root': ('features/oracle.html#root', 'tradenb/features/oracle.py'),

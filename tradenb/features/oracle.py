@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Exact', 'Window', 'TINY_VARIANCE', 'FLAT', 'DEFINITIONS', 'ROUNDING', 'JUDGEMENT', 'flatten_runs', 'strain_numbers',
            'adversarial_panel', 'with_gaps', 'write_store', 'open_qlib', 'qlib_values', 'qlib_alpha158',
-           'qlib_alpha360', 'disagreement', 'known', 'root', 'total', 'mean', 'deviations', 'variance', 'deviation',
-           'central_moments', 'skewness', 'kurtosis', 'quantile', 'absolute_deviation', 'extreme', 'position', 'rank',
-           'count', 'regression', 'slope', 'residual', 'determination', 'weighted_mean', 'exponential_mean',
-           'co_moments', 'paired', 'covariance', 'correlation', 'exact_value', 'nearest', 'qlib_tree', 'operands',
-           'element_wise', 'Truth', 'truths', 'apart', 'error', 'verdict', 'judge']
+           'qlib_alpha360', 'relative', 'disagreement', 'known', 'root', 'total', 'mean', 'deviations', 'variance',
+           'deviation', 'central_moments', 'skewness', 'kurtosis', 'quantile', 'absolute_deviation', 'extreme',
+           'position', 'rank', 'count', 'regression', 'slope', 'residual', 'determination', 'weighted_mean',
+           'exponential_mean', 'co_moments', 'paired', 'covariance', 'correlation', 'exact_value', 'nearest',
+           'qlib_tree', 'operands', 'element_wise', 'Truth', 'truths', 'apart', 'error', 'verdict', 'judge']
 
 # %% ../../nbs/features/15_oracle.ipynb #97b11f34
 import math
@@ -152,19 +152,29 @@ def qlib_alpha360() -> dict[str, str]:
     return dict(zip(names, expressions, strict=True))
 
 # %% ../../nbs/features/15_oracle.ipynb #bd767d7b
-def disagreement(
+def relative(
     ours: NDArray[np.float32],
     theirs: NDArray[np.float32],
     floor: float = 1e-3,  # below this size differences count as absolute
+) -> NDArray[np.float64]:
+    "Distance as a share of theirs; not finite where one of the two is not."
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.abs(a - b) / np.maximum(np.abs(b), floor)
+
+
+def disagreement(
+    ours: NDArray[np.float32],
+    theirs: NDArray[np.float32],
+    floor: float = 1e-3,  # see `relative`
 ) -> dict[str, float]:
     "Cells compared, cells missing on one side only, cells with other bits, and the largest relative difference."
     missing = np.isnan(ours) != np.isnan(theirs)
     both = np.isfinite(ours) & np.isfinite(theirs)
-    a, b = ours[both].astype(np.float64), theirs[both].astype(np.float64)
-    relative = np.abs(a - b) / np.maximum(np.abs(b), floor)
+    distances = relative(ours[both], theirs[both], floor)
     infinite = (np.isinf(ours) | np.isinf(theirs)) & (ours != theirs) & ~missing
     return {"cells": ours.size, "missing": int(missing.sum()), "infinite": int(infinite.sum()),
-            "bits": int((a != b).sum()), "relative": float(relative.max(initial=0.0))}  # fmt: skip
+            "bits": int((ours[both] != theirs[both]).sum()), "relative": float(distances.max(initial=0.0))}  # fmt: skip
 
 # %% ../../nbs/features/15_oracle.ipynb #95baf4eb
 Exact = Fraction | None
@@ -500,14 +510,12 @@ def truths(panel: Panel) -> list[Truth]:
 def apart(
     ours: NDArray[np.float32],
     theirs: NDArray[np.float32],
-    tolerance: float = 1e-5,  # relative
-    floor: float = 1e-3,  # below this size differences count as absolute
+    tolerance: float = 1e-5,  # of `relative`
+    floor: float = 1e-3,
 ) -> NDArray[np.bool_]:
     "True where the two differ."
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        near = (a == b) | (np.abs(a - b) <= tolerance * np.maximum(np.abs(b), floor))
-    return ~(near | np.isnan(a) & np.isnan(b))
+    near = (ours == theirs) | (relative(ours, theirs, floor) <= tolerance)
+    return ~(near | np.isnan(ours) & np.isnan(theirs))
 
 
 ROUNDING = 1e-13  # of the largest number involved: what any order of summation may cost
