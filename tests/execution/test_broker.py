@@ -310,6 +310,18 @@ def test_whatever_json_comes_a_read_gives_values_or_one_error(answering: Any, do
             read(hasty)
 
 
+@pytest.mark.parametrize("status", [403, 422, 429, 503])
+@pytest.mark.parametrize("code", ["1e999", "-Infinity", "NaN", "[]", '"\xb2"'])
+def test_a_refusal_whose_code_is_no_number_is_no_refusal(
+    status: int, code: str, answering: Any, doubtful: Broker, order: StoredOrder
+) -> None:
+    answering.status, answering.body = status, f'{{"code": {code}, "message": "no"}}'.encode()
+    answering.headers = {"Retry-After": "\xb2"}
+    assert isinstance(doubtful.submit(order), Unresolved)
+    with pytest.raises(BrokerUnavailable):
+        doubtful.glance.account()
+
+
 def test_an_answer_that_trickles_in_or_does_not_end_is_given_up(
     answering: Any, doubtful: Broker, order: StoredOrder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +359,8 @@ def test_every_call_ends_though_the_broker_is_silent(order: StoredOrder) -> None
         ("999999", "", 60),
         ("soon", "", 0),
         ("-3", "", 0),
+        ("\xb2", "", 0),  # a digit to Python, and no number
+        ("Thu, 01 Jun 2017 13:00:09 +99999999999999999999", "Thu, 01 Jun 2017 13:00:00 GMT", 0),
         (None, None, 0),
     ],
 )

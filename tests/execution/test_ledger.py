@@ -18,7 +18,7 @@ from tradenb.core.clock import SimulatedClock, new_york
 from tradenb.core.db import connect, migrate
 from tradenb.core.errors import InputError, OrderConflict
 from tradenb.execution.controls import Denial
-from tradenb.execution.entries import CashEvent, Entry, Fill, Position, fold_account, fold_positions, in_order, rounded
+from tradenb.execution.entries import CashEvent, Entry, Fill, Position, fold_account, fold_positions, in_order, kept, rounded
 from tradenb.execution.ledger import Ledger
 from tradenb.execution.orders import OrderIntent, Side
 from tradenb.execution.states import Event, Kind, OrderStatus
@@ -44,7 +44,7 @@ def books(draw: st.DrawFn) -> list[Entry]:
         if kind == "fill":
             entries.append(Fill(f"x{n}", symbol, draw(sides), draw(quantities | whole), draw(prices), at))
         elif kind == "split":
-            ratio = draw(st.sampled_from(["2", "0.5", "0.333333333", "7"]))
+            ratio = draw(st.sampled_from(["2", "0.5", "0.333333333", "0.3333333333333333", "7"]))
             entries.append(CashEvent(f"e{n}", "split", Decimal(0), at, symbol, ratio=Decimal(ratio)))
         else:
             entries.append(CashEvent(f"e{n}", kind, draw(prices), at, symbol if kind == "dividend" else None))
@@ -114,6 +114,17 @@ def test_positions_booked_one_by_one_equal_the_fold(both: list[Engine], entries:
         assert ledger.check() == []
         assert ledger.account() == fold_account(entries)
         assert [e.id for e in ledger.entries()] == [e.id for e in in_order(entries)]
+
+
+def test_amounts_of_too_many_decimals_are_the_same_just_heard_and_read_again(ledger: Ledger) -> None:
+    "A price that a division left, and a reverse split of one for three."
+    third = Decimal("0.3333333333333333")
+    fill = Fill("x1", "GE", Side.BUY, Decimal("99.9999999996"), Decimal("27.123456789012"), MORNING)
+    split = CashEvent("e1", "split", Decimal("9.0412345678901"), MORNING + timedelta(hours=1), "GE", ratio=third)
+    ledger.book([fill])
+    ledger.book([split])
+    assert (ledger.check(), ledger.entries()) == ([], [kept(fill), kept(split)])
+    assert ledger.positions()["GE"].avg_entry_price == rounded(kept(fill).price / third)
 
 
 def test_a_cache_that_was_tampered_with_is_found(ledger: Ledger) -> None:

@@ -40,7 +40,7 @@ from ..core.errors import BrokerUnavailable, ConfigError
 from ..core.logs import get_logger
 from ..core.tracing import leaving
 from .controls import Denial
-from .entries import CashEvent, Entry, Fill
+from .entries import CashEvent, Entry, Fill, kept
 from .intents import StoredOrder
 from .orders import Side, canonical
 
@@ -285,7 +285,7 @@ def event_of(activity: Mapping[str, Any]) -> CashEvent:
 
 def entry_of(activity: Mapping[str, Any]) -> Entry:  # what it is in the ledger
     "An account activity as an entry of the ledger; raises `ValueError`, `KeyError` or `TypeError` when it is none"
-    return fill_of(activity) if activity["activity_type"] == "FILL" else event_of(activity)
+    return kept(fill_of(activity) if activity["activity_type"] == "FILL" else event_of(activity))
 
 # %% ../../nbs/execution/07_broker.ipynb #b56a8f97
 @dataclass(frozen=True, slots=True)
@@ -357,11 +357,11 @@ def patience(
 ) -> float:  # seconds
     "How long the broker asks us to wait; 0 when it does not say, or nothing sensible"
     text = retry_after or ""
-    if text.replace(".", "", 1).isdigit():
+    if text.isascii() and text.replace(".", "", 1).isdigit():
         return min(float(text), LONGEST_WAIT_S)
     try:
         wait = (parsedate_to_datetime(text) - parsedate_to_datetime(date_header or "")).total_seconds()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0
     return min(max(wait, 0.0), LONGEST_WAIT_S)
 
@@ -376,7 +376,7 @@ def judgement(
     try:
         answer = json.loads(body)
         code, message = int(answer["code"]), brief(answer["message"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         code, message = None, brief(body or "no text")
     forbidden = status == 403 and message.lower().startswith("forbidden")
     if status in JUDGED and code is not None and not forbidden:

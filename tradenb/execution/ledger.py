@@ -37,6 +37,7 @@ from tradenb.execution.entries import (
     fold_positions,
     in_order,
     inferred_fill,
+    kept,
     replaced,
     rounded,
     symbols_of,
@@ -61,8 +62,9 @@ def fill_row(fill: Fill) -> dict[str, Any]:
 
 
 def cash_row(event: CashEvent) -> dict[str, Any]:
-    "A movement of cash as it is stored; shares go with its detail"
-    detail = dict(event.detail) | ({} if event.qty is None else {"qty": str(event.qty)})
+    "A movement of cash as it is stored; shares, and the ratio with all its decimals, go with its detail"
+    exact = {"qty": event.qty, "ratio": event.ratio}
+    detail = dict(event.detail) | {name: str(number) for name, number in exact.items() if number is not None}
     row = {f.name: getattr(event, f.name) for f in fields(event) if f.name not in ("qty", "detail")}
     return row | {"detail": detail, "trade_date": event.at.astimezone(NEW_YORK).date()}
 
@@ -75,9 +77,9 @@ def fill_of(row: Any) -> Fill:
 def cash_event_of(row: Any) -> CashEvent:
     "A row as a movement of cash"
     detail = dict(row.detail)
-    qty = detail.pop("qty", None)
-    shares = None if qty is None else Decimal(qty)
-    return CashEvent(row.event_id, row.kind, row.amount, row.at, row.symbol, shares, row.ratio, detail)
+    qty, ratio = (detail.pop(name, None) for name in ("qty", "ratio"))
+    shares, by = None if qty is None else Decimal(qty), row.ratio if ratio is None else Decimal(ratio)
+    return CashEvent(row.event_id, row.kind, row.amount, row.at, row.symbol, shares, by, detail)
 
 
 _FILL = tuple(f.name for f in fields(Fill))
@@ -325,7 +327,7 @@ class Booking(Reports):
     ) -> list[Entry]:
         trades = [name for name, entry in wanted.items() if isinstance(entry, Fill)]
         known = booked(connection, trades, wanted.keys() - set(trades))
-        news = [entry for name, entry in wanted.items() if name not in known]
+        news = [kept(entry) for name, entry in wanted.items() if name not in known]
         fills = sorted((entry for entry in news if isinstance(entry, Fill)), key=lambda fill: (fill.at, fill.id))
         events = [entry for entry in news if not isinstance(entry, Fill)]
         names = {"names": [*voids, *(fill.id for fill in fills)]}
