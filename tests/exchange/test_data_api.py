@@ -391,3 +391,21 @@ def test_a_feed_that_cannot_be_read_says_which_file(tmp_path):
     pl.DataFrame({c: ["?"] for c in SCHEMA["bars"]}).write_parquet(folder / "bars.parquet")
     with pytest.raises(SourceError, match=r"bars.parquet cannot be read"):
         Feed(folder)
+
+
+@pytest.mark.parametrize(
+    ("start", "first"),
+    [
+        (datetime(2024, 3, 5, tzinfo=UTC), TUESDAY),  # what stock alpaca-py makes of a day without a zone
+        (new_york(TUESDAY, 0), TUESDAY),
+        (new_york(TUESDAY, 0, 1), WEDNESDAY),
+        (new_york(FRIDAY, 9), MONDAY),
+    ],
+)
+def test_no_bar_is_older_than_the_time_from_which_bars_are_asked_for(serve, start, first):
+    client = bars_client(serve(at=new_york(WEDNESDAY, 18)))
+    for more in ({}, {"adjustment": Adjustment.ALL}):
+        request = StockBarsRequest(symbol_or_symbols="ACME", timeframe=TimeFrame.Day, start=start, **more)
+        bars = client.get_stock_bars(request).data["ACME"]
+        assert bars[0].timestamp == new_york(first, 0)
+        assert bars[-1].timestamp == new_york(WEDNESDAY, 0)

@@ -152,3 +152,9 @@ def test_what_a_split_leaves_of_a_part_is_written_in_nine_decimals(order, price,
     "An average with all the digits of a division was refused by every client."
     after = split_order(replace(order, filled_qty=Decimal(7), filled_avg_price=price), Decimal(ratio))
     assert [round(value, 9) for value in (after.filled_qty, after.filled_avg_price)] == [after.filled_qty, after.filled_avg_price]  # fmt: skip
+
+
+@given(orders(), st.integers(1, 10**6), st.integers(2, 60))
+def test_a_reverse_split_of_thirds_and_sevenths_loses_no_share(order, shares, old):
+    after = split_order(replace(order, qty=Decimal(shares * old)), Decimal(repr(1 / old)))
+    assert after.qty == shares

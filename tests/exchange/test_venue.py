@@ -931,3 +931,120 @@ def test_an_account_and_its_keys_are_one_write(open_book):
     ((write,),) = writes
     assert (write.profile.key_id, len(write.activities)) == ("PK", 1)
     assert floor.book_for(venue, "PK", "secret") is opened
+
+
+@pytest.mark.parametrize("hour", [9, 12])
+def test_an_order_to_sell_for_dollars_is_filled_at_once_whatever_it_slips(open_book, hour):
+    book = open_book()
+    floor.submit(book, order(force="opg"))
+    floor.step(book.venue, new_york(TUESDAY, hour))
+    sent = floor.submit(book, order("sell", qty=None, notional=1000))
+    floor.step(book.venue, new_york(TUESDAY, 18))
+    done = book.orders[sent.id]
+    assert (done.status, done.executions, round(done.filled_value, 2)) == ("filled", 1, 1000)
+
+
+@pytest.mark.parametrize("terms", [{"notional": "1E-9999"}, {"kind": "trailing_stop", "trail_price": "1E-9999"}])
+def test_no_number_of_an_order_has_more_than_nine_decimal_places(open_book, terms):
+    size = {"qty": None} if "notional" in terms else {}
+    assert refused(open_book(), order(**size, **terms)).message.endswith("more than nine decimal places")
+
+
+def test_an_order_without_a_client_s_id_takes_none_that_a_client_has_used(open_book):
+    book, other = open_book(), open_book(state=None)
+    drawn = [floor.submit(other, order(qty=1)).client_order_id for _ in range(2)]
+    sent = [floor.submit(book, order(qty=1, client_order_id=name)) for name in (drawn[1], None, None)]
+    assert len({o.id for o in sent}) == len(book.orders) == 3
+    floor.step(book.venue, new_york(MONDAY, 12))
+    assert {o.status for o in book.orders.values()} == {"filled"}
+
+
+def test_a_stop_that_was_touched_is_replaced_by_one_that_was(open_book):
+    spike = [("ACME", MONDAY, 100.0, 112.0, 98.0, 99.0, 1_000), ("ACME", TUESDAY, 99.0, 100.0, 98.0, 99.0, 50_000)]
+    for terms, status in (({"qty": Decimal(250)}, "filled"), ({"stop_price": Decimal(111)}, "new")):
+        book = open_book(bars=[ACME_ROWS[0], *spike], state=None)
+        sent = floor.submit(book, order(qty=300, kind="stop", stop_price=110, force="gtc"))
+        floor.step(book.venue, new_york(MONDAY, 18))
+        assert book.orders[sent.id].filled_qty == 100
+        new = floor.replace_order(book, sent.id, **terms)
+        floor.step(book.venue, new_york(TUESDAY, 18))
+        assert book.orders[new.id].status == status
+
+
+def test_what_a_split_made_of_an_order_s_terms_does_not_hinder_its_replacement(open_book):
+    thirds = [("ACME", TUESDAY, "split", 3.0, 0.0)]
+    bars = [*ACME_ROWS[:2], ("ACME", TUESDAY, 33.0, 34.0, 32.0, 33.0, 50_000)]
+    book = open_book(bars=bars, actions=thirds, cash=10**9)
+    sent = floor.submit(book, order(kind="limit", limit_price="20.02", force="gtc"))
+    large = floor.submit(book, order(qty=900_000_000, kind="limit", limit_price="0.01", force="gtc"))
+    floor.step(book.venue, new_york(TUESDAY, 12))
+    assert (book.orders[sent.id].limit_price, book.orders[large.id].qty) == (Decimal("6.6733"), 2_700_000_000)
+    assert floor.replace_order(book, sent.id, qty=Decimal(250)).qty == 250
+    assert floor.replace_order(book, large.id, limit_price=Decimal("0.02")).qty == 2_700_000_000
+    with pytest.raises(Reject, match="sub-penny"):
+        floor.replace_order(book, book.orders[sent.id].replaced_by, limit_price=Decimal("6.6733"))
+
+
+# What a feed may say
+
+
+@pytest.mark.parametrize("ex_date", [date(2024, 3, 2), date(2024, 3, 3), MONDAY])
+def test_an_action_of_a_day_without_trading_takes_effect_on_the_next_session(open_book, ex_date):
+    thursday = date(2024, 2, 29)
+    days = ((thursday, 200.0), (FRIDAY, 200.0), (MONDAY, 100.0))
+    bars = [("ACME", day, p, p + 1, p - 1, p, 50_000) for day, p in days]
+    terms = {"bars": bars, "actions": [("ACME", ex_date, "split", 2.0, 0.0)], "start": new_york(FRIDAY, 9)}
+    book = open_book(**terms, slippage_bps=0)
+    floor.submit(book, order(force="opg"))
+    floor.step(book.venue, new_york(date(2024, 3, 3), 12))
+    assert (book.account.qty("ACME"), floor.value(open_book(**terms)).equity) == (100, 100_000)
+    floor.step(book.venue, new_york(MONDAY, 9))
+    assert (book.account.qty("ACME"), floor.value(book).equity) == (200, 100_000)
+    assert floor.value(open_book(**terms)).equity == 100_000
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "row", [(0.0, 0.0, 0.0, 0.0, 0), (None, None, None, 101.0, 500), (NAN, NAN, NAN, 101.0, 500), (9.0, 9.0, 9.0, 9.0, None)]
+)  # fmt: skip
+def test_a_row_that_is_no_bar_trades_nothing_and_stops_nothing(open_book, row):
+    book = open_book(bars=[ACME_ROWS[0], ("ACME", MONDAY, *row), *ACME_ROWS[2:]], slippage_bps=0)
+    sent = [floor.submit(book, o) for o in (order(), order(qty=None, notional=100), order(qty=1, force="gtc"))]
+    floor.step(book.venue, new_york(TUESDAY, 18))
+    assert [book.orders[o.id].status for o in sent] == ["expired", "expired", "filled"]
+    assert floor.value(book).equity == 100_000 + 3
+
+
+def test_a_price_below_a_tick_is_traded_and_not_for_nothing(open_book):
+    book = open_book(bars=[("ACME", day, *[0.00002] * 4, 10**9) for day in (FRIDAY, MONDAY)])
+    sent = [floor.submit(book, o) for o in (order(qty=None, notional=100), order(qty=1000))]
+    floor.step(book.venue, new_york(MONDAY, 18))
+    assert [book.orders[o.id].status for o in sent] == ["filled", "filled"]
+    assert Decimal("99.99") < 100_000 - book.account.cash - Decimal("0.02") < Decimal("100.01")
+
+
+def test_a_restart_knows_the_prices_of_companies_that_took_each_other_s_names(open_book):
+    names = [
+        ("ACME", TUESDAY, "symbol_change", 1.0, 0.0, None, "BETA"),
+        ("BETA", TUESDAY, "symbol_change", 1.0, 0.0, None, "CORE"),
+    ]
+    bars = [(s, day, p, p, p, p, 50_000) for s, p in (("ACME", 100.0), ("BETA", 20.0), ("CORE", 5.0)) for day in (FRIDAY, MONDAY)]  # fmt: skip
+    terms = {"bars": [*bars, ("BETA", WEDNESDAY, 1.0, 1.0, 1.0, 1.0, 9)], "actions": names}
+    book = open_book(**terms)
+    floor.step(book.venue, new_york(TUESDAY, 9))
+    assert (book.venue.prices["BETA"], book.venue.prices["CORE"]) == (100, 20)
+    assert open_book(**terms).venue.prices == book.venue.prices
+
+
+def test_a_spin_off_divides_the_cost_also_of_a_parent_that_takes_a_new_name(open_book):
+    events = [
+        ("ACME", TUESDAY, "spin_off", 0.5, 0.0, None, "NEWCO"),
+        ("ACME", TUESDAY, "symbol_change", 1.0, 0.0, None, "ACMX"),
+    ]
+    book = held(open_book, bars=BARS_OF_ALL[:2] + RENAMED + SPUN, actions=events)
+    floor.step(book.venue, new_york(TUESDAY, 18))
+    share = Decimal(15) / (Decimal(15) + Decimal(104))
+    assert abs(book.account.positions["NEWCO"].cost_basis - 10_000 * share) < Decimal("0.0001")
+    assert sum(p.cost_basis for p in book.account.positions.values()) == 10_000

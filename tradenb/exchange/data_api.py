@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SYMBOL', 'UNITS', 'AMOUNTS', 'TYPES', 'token_of', 'place_of', 'day_in', 'SeriesQuery', 'BarQuery', 'known_symbols',
-           'period_of', 'company_bars', 'day_factors', 'adjusted', 'periods', 'series_of', 'bars_page', 'PrintQuery',
-           'instant_in', 'auctions', 'prints_page', 'last_bars', 'snapshots', 'ActionQuery', 'wanted_types',
-           'actions_page', 'Page', 'Latest', 'ActionsPage', 'told', 'data_router', 'actions_router']
+           'period_of', 'company_bars', 'day_factors', 'adjusted', 'periods', 'first_day', 'series_of', 'bars_page',
+           'PrintQuery', 'instant_in', 'auctions', 'prints_page', 'last_bars', 'snapshots', 'ActionQuery',
+           'wanted_types', 'actions_page', 'Page', 'Latest', 'ActionsPage', 'told', 'data_router', 'actions_router']
 
 # %% ../../nbs/exchange/12_data_api.ipynb #ab53c7ef
 import base64
@@ -75,7 +75,7 @@ def day_in(text: str | None, default: date) -> date:
 
 # %% ../../nbs/exchange/12_data_api.ipynb #45f2581d
 class SeriesQuery(BaseModel):
-    "What all questions for a stretch of market data have in common. Days are New York's, and both ends belong to it."
+    "What all questions for a stretch of market data have in common. Days are New York's, and both ends belong to it; a bar bears its day's midnight."
 
     symbols: str
     start: str | None = None  # a date or a time; default: today
@@ -183,10 +183,17 @@ def periods(bars: pl.DataFrame, period: str) -> pl.DataFrame:
     return rows.group_by("symbol", "date", maintain_order=True).agg(*agg)
 
 
+def first_day(text: str | None, default: date) -> date:
+    "The day of the first bar from a time on: a bar's own time is New York's midnight. Raises `Reject` for a text that is none."
+    day = day_in(text, default)
+    begun = bool(text) and len(text or "") != 10 and aware(datetime.fromisoformat(text or "")) > new_york(day, 0)
+    return date.fromordinal(min(day.toordinal() + begun, date.max.toordinal()))
+
+
 def series_of(venue: Venue, query: BarQuery) -> pl.DataFrame:
     "All rows that a query for bars asks for, pages aside."
     symbols, period, today = known_symbols(venue, query.symbols), period_of(query.timeframe), session_day(venue.now)
-    first, last = day_in(query.start, today), day_in(query.end, today)
+    first, last = first_day(query.start, today), day_in(query.end, today)
     if query.adjustment == "raw" and period == "1d":
         return company_bars(venue, symbols, query.asof, first, last)
     bars = company_bars(venue, symbols, query.asof, date.min, date.max)

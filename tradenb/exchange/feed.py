@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'OPTIONAL', 'PRICE_PLACES', 'SHARE_KINDS', 'DAY', 'read_table', 'write_rows', 'money', 'Asset', 'book_time',
-           'session_day', 'is_open', 'Known', 'known', 'Feed', 'last_prices', 'Print', 'last_prints', 'visible_bars',
-           'listed', 'announced_at', 'announced', 'Span', 'spans', 'renamings']
+           'session_day', 'is_open', 'Known', 'known', 'Feed', 'effective_on', 'last_prices', 'Print', 'last_prints',
+           'visible_bars', 'listed', 'announced_at', 'announced', 'Span', 'spans', 'renamings']
 
 # %% ../../nbs/exchange/04_feed.ipynb #d18312b9
 from bisect import bisect_right
@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from ..core.calendar import is_session, previous_session, session
+from ..core.calendar import FIRST_DAY, LAST_DAY, is_session, next_session, previous_session, session
 from ..core.clock import NEW_YORK, new_york
 from ..core.errors import SourceError, one_line
 from .corporate import Action, restated
@@ -150,7 +151,7 @@ class Feed:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self.bars = read_table(self.folder, "bars").sort("symbol", "date")
+        self.bars = _traded(read_table(self.folder, "bars")).sort("symbol", "date")
         self.assets = {a.symbol: a for a in map(_asset, read_table(self.folder, "assets").iter_rows(named=True))}
         self.announcements = read_table(self.folder, "actions").sort("ex_date", "symbol", "kind")
         self.actions = sorted(map(self._action, _rows_of(self.announcements)), key=_rank)
@@ -185,10 +186,10 @@ class Feed:
         ratio, kind = Decimal(repr(row["ratio"] or 1.0)), row["kind"]
         target = row["target"] if row["target"] in self.assets else None
         own, rate = (ratio, Decimal(1)) if kind in SHARE_KINDS else (Decimal(1), ratio)
-        return Action(row["symbol"], row["ex_date"], kind, own, money(row["cash"] or 0.0), target, rate)
+        return Action(row["symbol"], effective_on(row["ex_date"]), kind, own, money(row["cash"] or 0.0), target, rate)
 
     def actions_on(self, day: date) -> list[Action]:
-        "The corporate actions of an ex-date."
+        "The corporate actions that take effect on a session."
         lo, hi = (
             bisect_right(self.actions, d, key=lambda a: a.ex_date.toordinal())
             for d in (day.toordinal() - 1, day.toordinal())
@@ -200,6 +201,19 @@ SHARE_KINDS = (
     "split",
     "stock_dividend",
 )  # Their ratio changes the number of shares; a spin-off's counts shares of another company
+
+
+def _traded(bars: pl.DataFrame) -> pl.DataFrame:
+    "The rows that are bars."
+    prices = pl.col("open", "high", "low", "close")
+    right = prices.is_finite() & (prices.round(PRICE_PLACES) > 0)
+    return bars.filter(pl.all_horizontal(right), pl.col("volume") >= 0)
+
+
+def effective_on(ex_date: date) -> date:
+    "The session on which an action takes effect: its ex-date, or the first session after it."
+    known = FIRST_DAY < ex_date < LAST_DAY
+    return next_session(ex_date) if known and not is_session(ex_date) else ex_date
 
 
 def _bar(row: tuple[str, date, float, float, float, float, int]) -> Bar:
@@ -240,14 +254,15 @@ def _rows_of(actions: pl.DataFrame) -> Iterable[dict[str, Any]]:
 
 # %% ../../nbs/exchange/04_feed.ipynb #270ca08c
 def _restate(prices: dict[str, Decimal], printed: dict[str, date], actions: Iterable[Action]) -> dict[str, Decimal]:
-    for action in actions:
-        old = prices.get(action.symbol)
-        if old is None or printed[action.symbol] >= action.ex_date:
-            continue
-        if action.ratio != 1:
-            prices[action.symbol] = restated(old, action.ratio)
-        if action.renames and action.target and printed.get(action.target, date.min) < action.ex_date:
-            prices[action.target], printed[action.target] = old, printed[action.symbol]
+    for day, group in groupby(actions, key=lambda action: action.ex_date):
+        moved = dict[str, str]()
+        for action in (a for a in group if printed.get(a.symbol, day) < day):
+            if action.ratio != 1:
+                prices[action.symbol] = restated(prices[action.symbol], action.ratio)
+            if action.renames and action.target and printed.get(action.target, date.min) < day:
+                moved[action.target] = action.symbol
+        prices |= {new: prices[old] for new, old in moved.items()}
+        printed |= {new: printed[old] for new, old in moved.items()}
     return prices
 
 

@@ -241,7 +241,8 @@ class FillModel:
 
 def slipped(order: Order, price: Decimal, slippage_bps: Decimal) -> Decimal:
     "The price after slippage, against the order, but never beyond its limit."
-    moved = (price * (1 + order.side.sign * slippage_bps / BPS)).quantize(TICK, ROUND_HALF_UP)
+    exact = price * (1 + order.side.sign * slippage_bps / BPS)
+    moved = exact.quantize(TICK, ROUND_HALF_UP) or exact  # what costs less than half a tick is not free
     return moved if order.limit_price is None or within_limit(order, moved) else order.limit_price
 
 
@@ -373,7 +374,7 @@ def match(
         price = reference_price(order, phase, bar)
         capacity = model.capacity(bar.volume) - taken.get(order.symbol, Decimal(0))
         if most is not None and price is not None:
-            allowed = most(order, wanted_shares(order, price))
+            allowed = most(order, wanted_shares(order, slipped(order, price, model.slippage_bps)))
             capacity = capacity if allowed is None else min(capacity, allowed)
         trade = None if price is None else execute(order, price, capacity, model)
         if trade is not None:
@@ -384,18 +385,21 @@ def match(
     return found
 
 # %% ../../nbs/exchange/01_matching.ipynb #8c8af16a
+def _split_qty(qty: Decimal, ratio: Decimal) -> Decimal:
+    after = (qty * ratio).quantize(SHARE_STEP, ROUND_HALF_UP)
+    return after.quantize(Decimal(1), ROUND_DOWN) if qty == qty.to_integral_value() else after
+
+
 def split_order(
     order: Order,
     ratio: Decimal,  # new shares per old share
 ) -> Order:
     "An open order restated in shares after a split. A whole number of shares stays one."
-    whole = order.qty is not None and order.qty == order.qty.to_integral_value()
-    step = Decimal(1) if whole else SHARE_STEP
     price = lambda p: None if p is None else (p / ratio).quantize(TICK, ROUND_HALF_UP)
     average = order.filled_avg_price
     return replace(
         order,
-        qty=None if order.qty is None else (order.qty * ratio).quantize(step, ROUND_DOWN),
+        qty=None if order.qty is None else _split_qty(order.qty, ratio),
         filled_qty=(order.filled_qty * ratio).quantize(SHARE_STEP, ROUND_HALF_UP).normalize() + 0,
         filled_avg_price=None if average is None else (average / ratio).quantize(SHARE_STEP, ROUND_HALF_UP).normalize(),
         limit_price=price(order.limit_price),

@@ -8,7 +8,7 @@ __all__ = ['Shares', 'Dollars', 'Price', 'OPG_LEAD', 'CLS_LEAD', 'REOPENING_HOUR
            'check_configuration', 'check_wash']
 
 # %% ../../nbs/exchange/06_rules.ipynb #79126acd
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from datetime import datetime, timedelta
 from decimal import ROUND_DOWN, Decimal
 from typing import Annotated, Any
@@ -94,7 +94,10 @@ class Terms(BaseModel):
     client_order_id: str | None = None
 
 # %% ../../nbs/exchange/06_rules.ipynb #d00a220a
-def check_form(new: NewOrder) -> None:
+def check_form(
+    new: NewOrder,
+    kept: Container[str] = (),  # prices of an order that it replaces: a split may have left them between two ticks
+) -> None:
     "Raise `Reject` for an order that is malformed in itself."
     if (new.qty is None) == (new.notional is None):
         raise invalid("qty or notional is required" if new.qty is None else "only one of qty or notional is accepted")
@@ -104,11 +107,19 @@ def check_form(new: NewOrder) -> None:
         raise unprocessable(f"order class {new.order_class} is not offered by this exchange: send simple orders")
     if new.extended_hours:
         raise unprocessable("extended hours are not offered by this exchange")
-    _check_prices(new)
+    _check_places(new)
+    _check_prices(new, kept)
     _check_time_in_force(new)
 
 
-def _check_prices(new: NewOrder) -> None:
+def _check_places(new: NewOrder) -> None:
+    for name in ("qty", "notional", "trail_price", "trail_percent"):
+        size = getattr(new, name)
+        if size is not None and size != round(size, 9):
+            raise invalid(f"{name} {size} has more than nine decimal places")
+
+
+def _check_prices(new: NewOrder, kept: Container[str]) -> None:
     trails = new.type is OrderType.TRAILING_STOP
     needs = {"limit_price": "limit" in new.type, "stop_price": "stop" in new.type and not trails}
     for name, needed in needs.items():
@@ -117,7 +128,7 @@ def _check_prices(new: NewOrder) -> None:
             raise invalid(f"{new.type.value} orders require {name.replace('_', ' ')}")
         if price is not None and not needed:
             raise invalid(f"{new.type.value} orders must not have {name}")
-        if price is not None:
+        if price is not None and name not in kept:
             _check_increment(name, price)
     _check_trail(new, trails)
 
@@ -156,8 +167,6 @@ def _check_time_in_force(new: NewOrder) -> None:
         raise unprocessable("notional orders must be DAY orders")
     if new.notional is not None and new.type is not OrderType.MARKET:
         raise unprocessable("notional orders must be market orders")
-    if new.qty is not None and new.qty != round(new.qty, 9):
-        raise invalid(f"qty {new.qty} has more than nine decimal places")
 
 # %% ../../nbs/exchange/06_rules.ipynb #7f511018
 OPG_LEAD, CLS_LEAD, REOPENING_HOUR = timedelta(minutes=2), timedelta(minutes=10), 19

@@ -8,12 +8,13 @@ __all__ = ['PRICES', 'STEPS', 'find_asset', 'is_active', 'check_order', 'check_p
            'amend', 'replace_order', 'Moment', 'moments', 'traded_on', 'step', 'reload_feed']
 
 # %% ../../nbs/exchange/09_venue.ipynb #f2b494c2
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
 from functools import partial
+from itertools import count
 from typing import Any
 from uuid import uuid5
 
@@ -98,10 +99,11 @@ def check_order(
     new: NewOrder,
     others: Mapping[Side, Iterable[Order]],  # open orders of the symbol by side
     same: Line,  # what those of the order's own side add up to
+    kept: Container[str] = (),  # prices of an order that it replaces
 ) -> None:
     "Every rule, cheapest first."
     venue = book.venue
-    check_form(new)
+    check_form(new, kept)
     asset = find_asset(venue, new.symbol)
     if not is_active(venue, asset):
         raise unprocessable(f'asset "{new.symbol}" is not active')
@@ -139,10 +141,16 @@ def _plain(value: Decimal | None) -> Decimal | None:
     return None if value is None else Decimal(f"{value.normalize():f}")
 
 
+def _free_id(book: Book, sequence: int) -> str:
+    "The client id of an order whose client names none, and none that a client has named."
+    names = (str(uuid5(book.id, f"client/{n}")) for n in count(sequence))
+    return next(name for name in names if name not in book.by_client_id)
+
+
 def make_order(book: Book, new: NewOrder) -> Order:
     "The order that a request becomes."
     venue, sequence = book.venue, len(book.orders) + 1
-    client_id = new.client_order_id or str(uuid5(book.id, f"client/{sequence}"))
+    client_id = new.client_order_id or _free_id(book, sequence)
     names = str(order_id(book.id, client_id)), client_id, sequence, new.symbol
     terms: dict[str, Any] = {name: _plain(getattr(new, name)) for name in PRICES}
     status = OrderStatus.NEW if is_open(venue.now) else OrderStatus.ACCEPTED
@@ -250,8 +258,9 @@ def _replacement(book: Book, old: Order, terms: Terms) -> NewOrder:
         new |= {"stop_price": None}
         trails = "trail_price" if old.trail_price is not None else "trail_percent"
         new |= {} if terms.trail is None else {trails: terms.trail}
-    notional = None if old.notional is None else old.notional - old.filled_value
-    return NewOrder(**new | {"qty": None if qty is None else qty - done, "notional": notional})
+    notional = None if old.notional is None else round(old.notional - old.filled_value, 9)
+    left = {"qty": None if qty is None else qty - done, "notional": notional}
+    return NewOrder.model_construct(**new | left)  # a split may have brought old terms beyond what a client may send
 
 
 def check_replaceable(order: Order) -> None:
@@ -273,9 +282,11 @@ def amend(book: Book, order_id: str, terms: Terms) -> Order:
         others = {side: book.queues.get((old.symbol, side), {}).values() for side in Side}
         rest = [o for o in others[old.side] if o.id != old.id]
         same = counted(rest, book.account, key, book.price(old.symbol))
-        check_order(book, new, others | {old.side: rest}, same)
+        kept = [name for name in ("limit_price", "stop_price") if getattr(terms, name) is None]
+        check_order(book, new, others | {old.side: rest}, same, kept)
         order = replace(make_order(book, new), replaces=old.id, hwm=old.hwm)
         order = with_stop(order) if order.type is OrderType.TRAILING_STOP else order
+        order = replace(order, triggered=old.triggered and order.stop_price == old.stop_price)
         check_power(book, order, same, book.line(*key).reserved - same.reserved)
         change = Change(book.account, now)
         change.order(replace(old, status=OrderStatus.REPLACED, replaced_at=now, replaced_by=order.id, updated_at=now))
@@ -428,13 +439,16 @@ def _at_close(book: Book, change: Change, day: date) -> None:
 def _divide_costs(book: Book, change: Change, day: date) -> None:
     "What was paid for a company that spun off another one on this day, whose first close is known now."
     closes = {s: bar.close for s, bar in book.venue.feed.session(day).items()}
-    for action in book.venue.feed.actions_on(day):
+    actions = book.venue.feed.actions_on(day)
+    named = {action.symbol: action.target or "" for action in actions if action.renames}
+    for action in actions:
         if not action.spins or action.cash or _traded_before(book.venue.feed, action):
             continue
-        parent, child = (change.account.positions.get(s) for s in (action.symbol, action.target or ""))
-        if parent and child and {action.symbol, child.symbol} <= closes.keys():
+        names = [named.get(s, s) for s in (action.symbol, action.target or "")]
+        parent, child = map(change.account.positions.get, names)
+        if parent and child and closes.keys() >= set(names):
             value = action.rate * closes[child.symbol]
-            share = spin_share(value, value + closes[action.symbol])
+            share = spin_share(value, value + closes[parent.symbol])
             change.record(cost_lines(Booking(book.id, action, change.now), parent, child, share))
 
 # %% ../../nbs/exchange/09_venue.ipynb #220a6390
