@@ -105,6 +105,19 @@ def test_a_dead_server_is_one_line_without_the_password() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_schema_of_a_later_version_is_one_line(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(DependencyError, match="does not know.*9999"):
+        db.migrate(engine)
+
+
+def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "t.db").write_bytes(b"no database" * 100)
+    with pytest.raises(DependencyError, match="does not answer"):
+        db.migrate(db.connect(f"sqlite:///{tmp_path / 't.db'}"))
+
+
 def test_a_connection_that_the_server_has_ended_meanwhile_is_replaced(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,7 @@ from sqlalchemy import (
     event,
     make_url,
 )
-from sqlalchemy.exc import ArgumentError, DisconnectionError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DisconnectionError
 from sqlalchemy.types import TypeDecorator
 
 from .clock import Stopwatch
@@ -457,9 +457,10 @@ def database_url(settings: "Settings") -> str:
 def migrate(
     engine: Engine,  # From `connect`
 ) -> Engine:  # The same engine
-    "Bring the database to the present schema; `DependencyError` when it does not answer."
+    "Bring the database to the present schema; `DependencyError` when it does not answer, or is none of ours."
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(_migrations()))
@@ -469,9 +470,10 @@ def migrate(
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(727301)")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-    except OperationalError as error:
+    except (DatabaseError, CommandError) as error:
+        what = "has a schema that this version does not know" if isinstance(error, CommandError) else "does not answer"
         raise DependencyError(
-            f"the database {engine.url.render_as_string(hide_password=True)} does not answer: {one_line(error, 160)}"
+            f"the database {engine.url.render_as_string(hide_password=True)} {what}: {one_line(error, 160)}"
         ) from error
     return engine
 
