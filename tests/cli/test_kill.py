@@ -86,3 +86,18 @@ def test_each_turn_of_the_switch_is_a_trace_of_its_own_that_can_be_shown(
         assert run(["trace", trace[:12]]) == 0
         shown = capsys.readouterr().out
         assert f"trace {trace}" in shown and told in shown and "kill_switch" in shown
+
+
+@pytest.mark.parametrize("level", ["cancel", "flatten"])
+def test_without_the_broker_s_keys_the_switch_is_thrown_all_the_same(
+    tell: Tell, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    monkeypatch.delenv("TRADENB_EXECUTION__BROKER_SECRET")
+    code, out, err = tell(level, "--yes", "--why", "fire")
+    assert code == 1 and f"*: {level} in force" in out and "TRADENB_EXECUTION__BROKER_SECRET" in out and "repeat" in err
+    assert "fire" in tell("status")[1]
+
+
+def test_what_the_broker_has_not_said_is_not_called_nothing(tell: Tell) -> None:
+    _, out, _ = tell("flatten", "--yes")
+    assert "what is still open is not known" in out and "held: not known" in out and "nothing" not in out

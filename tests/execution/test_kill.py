@@ -134,7 +134,8 @@ def test_the_real_order_that_is_quicker_is_canceled(
 def test_flatten_waits_for_the_open_and_says_so(built: Market, engine: Engine, clock: SimulatedClock) -> None:
     done = killer(built, engine, clock).turn(Level.FLATTEN, "ann")
     assert (len(done.sent), done.held, done.exit_code) == (4, BOOK, 0)
-    assert done.opens_at == new_york(NEXT, 9, 30) and any("wait for its open" in line for line in done.lines)
+    assert done.opens_at == new_york(NEXT, 9, 30)
+    assert any(f"wait for its open at {NEXT} 13:30 UTC" in line for line in done.lines)  # summer in New York
     again = killer(built, engine, clock).turn(Level.FLATTEN, "ann")
     assert (again.sent, len(built.broker().open_orders())) == ([], 4)
     built.step(OPEN)

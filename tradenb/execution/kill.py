@@ -9,7 +9,7 @@ __all__ = ['PATIENCE_S', 'T', 'PREFIX', 'CENT', 'Done', 'open_books', 'Books', '
 # %% ../../nbs/execution/16_kill.ipynb #a0d52f96
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import TypeVar
 
@@ -44,6 +44,7 @@ class Done:
     open: list[str] = field(default_factory=list)  # orders that are still open at the end
     held: dict[str, Decimal] = field(default_factory=dict)  # positions at the end
     opens_at: datetime | None = None  # when closing orders will be worked, the market being shut
+    looked: bool = False  # whether the broker has said, at the end, what is open and held
     troubles: list[str] = field(default_factory=list)
 
     def trouble(self, text: str) -> None:
@@ -62,15 +63,17 @@ class Done:
         "The same for a person"
         told = [f"{self.scope}: {self.standing.level} in force" if self.standing else f"{self.scope}: NOT written"]
         if self.level.strength >= Level.CANCEL.strength:
+            left = f"{len(self.open)} still open" if self.looked else "what is still open is not known"
             told.append(
-                f"{len(self.canceled)} open orders canceled, {len(self.burned)} in flight made impossible, {len(self.open)} still open"
+                f"{len(self.canceled)} open orders canceled, {len(self.burned)} in flight made impossible, {left}"
             )
         if self.level is Level.FLATTEN:
             held = ", ".join(f"{canonical(qty)} {symbol}" for symbol, qty in sorted(self.held.items()))
-            told.append(f"{len(self.sent)} closing orders sent, held: {held or 'nothing'}")
+            held = held or ("nothing" if self.looked else "not known")
+            told.append(f"{len(self.sent)} closing orders sent, held: {held}")
         if self.opens_at and self.held:
             told.append(
-                f"the market is shut: the closing orders wait for its open at {self.opens_at:%Y-%m-%d %H:%M} UTC; repeat the command then"
+                f"the market is shut: the closing orders wait for its open at {self.opens_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC; repeat the command then"
             )
         return told + [f"not done: {text}" for text in self.troubles]
 
@@ -417,6 +420,7 @@ class Kill(Closing):
         done.open = [order.client_order_id for order in self.open_orders(done) if not (flat and is_closing(order))]
         if flat:
             done.held = self.positions(done)
+        done.looked = True
 
     def _caught_up(self, done: Done) -> None:
         "Book what the broker did, where the database takes it"
