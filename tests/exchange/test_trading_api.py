@@ -177,6 +177,30 @@ def test_positions_are_closed_by_number_and_by_part_and_not_beyond(serve):
     assert (both.status_code, both.json()["code"]) == (422, 40010001)
 
 
+@pytest.mark.parametrize("qty", [100, -100])
+def test_a_position_that_is_being_closed_is_not_closed_again_into_its_opposite(serve, qty):
+    exchange = serve(slippage_bps=0)
+    exchange.trading.submit_order(market(qty=abs(qty), side=OrderSide.BUY if qty > 0 else OrderSide.SELL))
+    exchange.step(new_york(MONDAY, 18))
+    first = exchange.trading.close_position("ACME")
+    for again in (None, ClosePositionRequest(percentage="50")):
+        assert refusal(exchange.trading.close_position, "ACME", again)[:2] == (403, 40310000)
+    (kept,) = exchange.trading.close_all_positions()
+    asked = exchange.http.delete("/v2/positions/ACME").json()
+    assert asked == {
+        "code": 40310000,
+        "message": "insufficient qty available for order (requested: 100, available: 0)",
+        "symbol": "ACME",
+        "existing_qty": "100",
+        "held_for_orders": "100",
+        "available": "0",
+        "related_orders": [str(first.id)],
+    }
+    assert (kept.status, kept.body.code) == (403, 40310000)
+    exchange.step(new_york(TUESDAY, 18))
+    assert exchange.trading.get_all_positions() == []
+
+
 def test_closing_everything_names_what_could_not_be_closed(serve):
     exchange = held(serve)
     exchange.trading.submit_order(MarketOrderRequest(symbol="ACME", qty=30, side=OrderSide.SELL, time_in_force=DAY))

@@ -985,6 +985,13 @@ def test_what_a_split_made_of_an_order_s_terms_does_not_hinder_its_replacement(o
         floor.replace_order(book, book.orders[sent.id].replaced_by, limit_price=Decimal("6.6733"))
 
 
+@pytest.mark.parametrize(("price", "cash", "told"), [(469.3236, 50_000, 50_000), (10.0, "1000.006", "1000.01")])
+def test_all_the_buying_power_that_is_told_may_be_spent(open_book, price, cash, told):
+    book = open_book(bars=[("ACME", FRIDAY, price, price, price, price, 50_000)], cash=cash, multiplier=1)
+    assert refused(book, order(qty=None, notional=Decimal(told) + Decimal("0.01"))).code == 40310000
+    assert floor.submit(book, order(qty=None, notional=told)).is_open
+
+
 # What a feed may say
 
 

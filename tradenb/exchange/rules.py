@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Shares', 'Dollars', 'Price', 'OPG_LEAD', 'CLS_LEAD', 'REOPENING_HOUR', 'Reject', 'invalid', 'unprocessable',
-           'forbidden', 'missing', 'NewOrder', 'Terms', 'check_form', 'is_whole', 'check_auction_time', 'check_holding',
-           'check_configuration', 'check_wash']
+           'forbidden', 'missing', 'NewOrder', 'Terms', 'check_form', 'is_whole', 'check_auction_time', 'unavailable',
+           'check_holding', 'check_configuration', 'check_wash']
 
 # %% ../../nbs/exchange/06_rules.ipynb #79126acd
 from collections.abc import Container, Iterable
@@ -186,6 +186,26 @@ def check_auction_time(time_in_force: TimeInForce, now: datetime) -> None:
         )
 
 # %% ../../nbs/exchange/06_rules.ipynb #afe45b5c
+def unavailable(
+    symbol: str,
+    wanted: Decimal,
+    held: Decimal,  # position
+    same_side: Decimal,  # shares of the open orders that close it
+    related: Iterable[str],  # their ids
+) -> Reject:
+    "403: open orders want the shares already."
+    left = max(Decimal(0), abs(held) - same_side)
+    asked, existing, waiting, available = (f"{n.normalize():f}" for n in (wanted, abs(held), same_side, left))
+    return forbidden(
+        f"insufficient qty available for order (requested: {asked}, available: {available})",
+        symbol=symbol,
+        existing_qty=existing,
+        held_for_orders=waiting,
+        available=available,
+        related_orders=list(related),
+    )
+
+
 def check_holding(
     new: NewOrder,
     held: Decimal,  # position, signed
@@ -200,14 +220,7 @@ def check_holding(
         raise unprocessable("fractional orders must be DAY orders")
     wanted = new.qty if new.qty is not None or not price else round((new.notional or Decimal(0)) / price, 9)
     if available and wanted is not None and wanted > available:
-        raise forbidden(
-            f"insufficient qty available for order (requested: {wanted:f}, available: {available:f})",
-            symbol=new.symbol,
-            existing_qty=f"{abs(held):f}",
-            held_for_orders=f"{same_side:f}",
-            available=f"{available:f}",
-            related_orders=list(related),
-        )
+        raise unavailable(new.symbol, wanted, held, same_side, related)
     if fractional and new.side is Side.SELL and not available:
         raise unprocessable("fractional orders cannot be sold short")
 

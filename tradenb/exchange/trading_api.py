@@ -30,7 +30,7 @@ from .accounts import Activity, Kind, Position
 from .books import Book, Venue
 from .feed import Asset, announced, session_day
 from .matching import Order, OrderType, Side, TimeInForce
-from .rules import NewOrder, Reject, Shares, Terms, invalid, missing, unprocessable
+from .rules import NewOrder, Reject, Shares, Terms, invalid, missing, unavailable, unprocessable
 from tradenb.exchange.wire import (
     CLASS,
     EXCHANGE,
@@ -206,6 +206,9 @@ def _close(book: Book, held: Position, qty: Decimal | None, percentage: Decimal 
     side = Side.SELL if held.qty > 0 else Side.BUY
     if size > abs(held.qty):
         raise unprocessable(f"qty {size:f} is more than the {abs(held.qty):f} shares of the position")
+    line = book.line(held.symbol, side)
+    if not line.left:
+        raise unavailable(held.symbol, size, held.qty, line.shares, book.queues[held.symbol, side])
     new = NewOrder(symbol=held.symbol, side=side, type=OrderType.MARKET, time_in_force=TimeInForce.DAY, qty=size)
     return order_json(floor.admit(book, new))
 

@@ -11,7 +11,7 @@ __all__ = ['PRICES', 'STEPS', 'find_asset', 'is_active', 'check_order', 'check_p
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import date, datetime
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from enum import StrEnum
 from functools import partial
 from itertools import count
@@ -50,6 +50,7 @@ from .corporate import Action, Booking, action_activities, cost_lines, name_line
 from .events import Change
 from .feed import Asset, Feed, book_time, is_open, listed, session_day
 from tradenb.exchange.matching import (
+    CENT,
     Order,
     OrderStatus,
     OrderType,
@@ -133,8 +134,9 @@ def check_power(
         raise forbidden("account is not allowed to short")
     at = value(book)
     power = replace(at, reserved=at.reserved - freed).buying_power
-    if cost > power:
-        raise forbidden("insufficient buying power", buying_power=f"{power:.2f}", cost_basis=f"{cost:.2f}")
+    needed, there = (x.quantize(CENT, ROUND_HALF_UP) for x in (cost, power))  # as a client is told them
+    if needed > there:
+        raise forbidden("insufficient buying power", buying_power=f"{there}", cost_basis=f"{needed}")
 
 # %% ../../nbs/exchange/09_venue.ipynb #8d8c2593
 def _plain(value: Decimal | None) -> Decimal | None:
