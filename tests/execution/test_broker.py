@@ -322,6 +322,27 @@ def test_a_refusal_whose_code_is_no_number_is_no_refusal(
         doubtful.glance.account()
 
 
+FILL = {"id": "1::x", "activity_type": "FILL", "execution_id": "x", "symbol": "S01", "side": "buy", "qty": "1"}
+FILL |= {"price": "20", "order_id": "o", "transaction_time": "2017-06-01T20:00:00Z"}
+PAID = {"id": "2::y", "activity_type": "DIV", "symbol": "S01", "net_amount": "5", "date": "2017-06-01"}
+IMPOSSIBLE = [
+    {"id": None},
+    {"id": []},
+    {"qty": "99999999999"},
+    {"price": "99999999999"},
+    {"transaction_time": "0001-01-01T00:00:00Z"},
+]
+
+
+@pytest.mark.parametrize("line", [FILL | change for change in IMPOSSIBLE] + [PAID | {"net_amount": "-99999999999"}])
+def test_history_that_no_books_can_hold_is_not_read(line: Any, answering: Any, doubtful: Broker) -> None:
+    answering.body = json.dumps([FILL, PAID]).encode()
+    assert len(doubtful.activities()) == 2
+    answering.body = json.dumps([PAID | {"id": "3::z"}, line]).encode()
+    with pytest.raises(BrokerUnavailable):
+        doubtful.activities()
+
+
 def test_an_answer_that_trickles_in_or_does_not_end_is_given_up(
     answering: Any, doubtful: Broker, order: StoredOrder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

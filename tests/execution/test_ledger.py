@@ -18,7 +18,17 @@ from tradenb.core.clock import SimulatedClock, new_york
 from tradenb.core.db import connect, migrate
 from tradenb.core.errors import InputError, OrderConflict
 from tradenb.execution.controls import Denial
-from tradenb.execution.entries import CashEvent, Entry, Fill, Position, fold_account, fold_positions, in_order, kept, rounded
+from tradenb.execution.entries import (
+    CashEvent,
+    Entry,
+    Fill,
+    Position,
+    fold_account,
+    fold_positions,
+    in_order,
+    kept,
+    rounded,
+)
 from tradenb.execution.ledger import Ledger
 from tradenb.execution.orders import OrderIntent, Side
 from tradenb.execution.states import Event, Kind, OrderStatus

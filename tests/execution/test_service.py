@@ -126,6 +126,8 @@ WRONG: list[dict[str, Any]] = [
     {"client_order_id": "../../etc"},
     {"sequence": 10**30},
     {"strategy": ""},
+    {"parent_id": "p", "parent_qty": "10000000000"},
+    {"parent_id": "p", "parent_qty": "0.0000000001"},
 ]
 
 
@@ -135,6 +137,7 @@ def test_bad_input_is_a_422_with_one_line_and_leaves_nothing(client: httpx.Clien
         assert answer.status_code == 422, change
         assert "\n" not in answer.json()["detail"]
     assert client.post("/api/v1/orders", content=b"{not json").status_code == 422
+    assert client.post("/api/v1/reconciliation", json={"trade_date": "0001-01-01"}).status_code == 422
     assert client.get("/api/v1/orders").json()["total"] == 0
 
 

@@ -113,6 +113,29 @@ def test_stream_and_catch_up_book_each_fill_once(
     books_agree(gateway)
 
 
+@pytest.mark.parametrize("year", [2017, 2117])
+def test_a_fill_that_is_heard_before_anybody_has_caught_up_hides_no_week_of_silence(
+    gateway: Gateway, market: Any, intent: Make, clock: Any, year: int
+) -> None:
+    "Three weeks nobody listens, somebody trades by hand; then the first fill comes over the stream, once with a wrong year."
+    by_hand = {"qty": "7", "side": "buy", "type": "market", "time_in_force": "cls"}
+    gateway.submit(intent("S01", 100))
+    market.step(new_york(DAY, 20))
+    catch_up(gateway)
+    for symbol, day in (("S05", date(2017, 6, 6)), ("S06", date(2017, 6, 22))):
+        market.step(new_york(day, 8))
+        gateway.broker.client.post("/orders", by_hand | {"symbol": symbol, "client_order_id": symbol})
+    market.step(new_york(date(2017, 6, 22), 20))
+    clock.advance_to(new_york(date(2017, 6, 22), 20))
+    told = gateway.broker.client.get("/orders:by_client_order_id", {"client_order_id": "S06"})
+    (line,) = [a for a in gateway.broker.activities() if a.get("symbol") == "S06"]
+    heard = {name: line[name] for name in ("execution_id", "qty", "price")}
+    at = line["transaction_time"].replace("2017", str(year))
+    assert apply_update(gateway.ledger, heard | {"event": "fill", "order": told, "timestamp": at})
+    catch_up(gateway)
+    books_agree(gateway)
+
+
 def test_an_event_nobody_has_heard_of_does_no_harm(gateway: Gateway, intent: Make) -> None:
     order, _ = gateway.submit(intent())
     message = {

@@ -26,7 +26,7 @@ from starlette.responses import Response
 from ..core.web import declared
 from .entries import Account, Position
 from .intents import StoredDenial, StoredOrder
-from .orders import OrderIntent, OrderType, Side, TimeInForce, canonical
+from .orders import MAX_PLACES, MAX_SIZE, OrderIntent, OrderType, Side, TimeInForce, canonical
 from .switch import Engaged, Level
 
 # %% ../../nbs/execution/17_answers.ipynb #d3e6bce3
@@ -66,7 +66,9 @@ class OrderRequest(BaseModel):
     run_id: Name | None = None
     client_order_id: OrderName | None = Field(None, description="by default made of what the order says")
     parent_id: Annotated[Name, Field(max_length=80)] | None = Field(None, description="the larger order it is part of")
-    parent_qty: Amount | None = Field(None, gt=0, description="shares of that one")
+    parent_qty: Amount | None = Field(
+        None, gt=0, le=MAX_SIZE, decimal_places=MAX_PLACES, description="shares of that one"
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> "OrderRequest":
@@ -89,7 +91,7 @@ class ReconciliationRequest(BaseModel):
     model_config = STRICT
 
     run_id: Name | None = None
-    trade_date: Day | None = None
+    trade_date: Day | None = Field(None, ge=date(1970, 1, 1))
 
 
 class SwitchRequest(BaseModel):

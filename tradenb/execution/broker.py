@@ -1018,8 +1018,9 @@ class Broker(MarketData):
 
 
 def lines_of(answer: Any) -> list[dict[str, Any]]:
-    "A page of activities, each of which is an entry"
+    "A page of activities, each of which is an entry with a name"
     for line in answer:
+        word(line, "id")
         entry_of(line)
     return list(answer)
 

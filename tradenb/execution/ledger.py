@@ -18,7 +18,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Engine, bindparam, delete, func, or_, select, type_coerce
+from sqlalchemy import BigInteger, Connection, Engine, bindparam, delete, func, or_, select, true, type_coerce
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -528,10 +528,13 @@ class Ledger(OrderViews):
             rows = connection.execute(select(db.fill_voids)).all()
         return {row.execution_id: Void(row.execution_id, row.reason, row.replaced_by) for row in rows}
 
-    def newest(self) -> datetime | None:
-        "When the last entry happened"
+    def newest(self, before: datetime | None = None) -> datetime | None:
+        "When the last entry happened, of all or of those before a time"
+        queries = [
+            select(func.max(at)).where(at < before if before else true()) for at in (db.fills.c.at, db.cash_events.c.at)
+        ]
         with self.reading() as connection:
-            times = [connection.execute(select(func.max(table.c.at))).scalar() for table in (db.fills, db.cash_events)]
+            times = [connection.execute(query).scalar() for query in queries]
         return max((at for at in times if at), default=None)
 
     def known(self, ids: Iterable[str]) -> set[str]:

@@ -662,8 +662,8 @@ def reconcile(
     count: bool = True,  # compare cached positions with the count too: some seconds in a book of years
 ) -> Reconciliation:
     "Look, catch up, mend, look again; `BrokerUnavailable` when the broker cannot be read"
-    newest = new_york(trade_date, 0) if trade_date else gateway.ledger.newest()
-    since = (newest or gateway.ledger.clock.now()) - OVERLAP
+    newest, now = new_york(trade_date, 0) if trade_date else gateway.ledger.newest(), gateway.ledger.clock.now()
+    since = min(newest or now, now) - OVERLAP  # an entry of tomorrow hides nothing of today
     before = look_at(gateway, since, trade_date, count)
     first, recount = compare(before, tolerance), bool(before.cache)
     last = settled_look(gateway, since, trade_date, recount)

@@ -231,7 +231,8 @@ class CaughtUp:
 def read_from(ledger: Ledger) -> date | None:
     "The day from which activities have to be read again; none to read them all"
     newest = ledger.newest()
-    return newest and (newest - OVERLAP).astimezone(NEW_YORK).date()
+    settled = newest and ledger.newest(before=min(newest, ledger.clock.now()) - OVERLAP)
+    return settled and (settled - OVERLAP).astimezone(NEW_YORK).date()
 
 # %% ../../nbs/execution/13_updates.ipynb #157d4047
 def names_of(gateway: Gateway, wanted: set[str]) -> dict[str, str]:
