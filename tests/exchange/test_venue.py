@@ -859,6 +859,21 @@ def test_a_partly_filled_order_is_replaced_for_the_rest_and_a_chain_counts_all_f
     assert book.account.qty("BETA") == 200
 
 
+def test_a_split_counts_what_the_orders_of_a_chain_have_got_in_its_own_shares(open_book):
+    bars = [("ACME", MONDAY, 10.0, 10.0, 10.0, 10.0, 400), ("ACME", TUESDAY, 5.0, 5.0, 5.0, 5.0, 0)]
+    terms = {"bars": [*ACME_ROWS[:1], *bars], "actions": [("ACME", TUESDAY, "split", 2.0, 0.0)]}
+    book = open_book(**terms)
+    first = floor.submit(book, order(kind="limit", limit_price=11, force="gtc"))
+    floor.step(book.venue, new_york(MONDAY, 18))
+    second = floor.replace_order(book, first.id, limit_price=Decimal(10))
+    assert (book.orders[first.id].filled_qty, second.qty) == (40, 60)
+    floor.step(book.venue, new_york(TUESDAY, 12))
+    again = open_book(**terms)
+    third = floor.replace_order(again, second.id, limit_price=Decimal(4))
+    assert (again.orders[second.id].qty, third.qty) == (120, 120)
+    assert floor.replace_order(again, third.id, qty=Decimal(200)).qty == 120
+
+
 @pytest.mark.parametrize("end", ["filled", "canceled", "replaced"])
 def test_what_is_over_is_neither_replaced_nor_canceled(open_book, end):
     book = open_book(start=new_york(MONDAY, 10))
@@ -910,7 +925,7 @@ def test_an_order_may_be_replaced_a_thousand_times(open_book):
     new = floor.admit(book, order(kind="limit", force="gtc", limit_price="90"))
     for n in range(1_100):
         new = floor.amend(book, new.id, Terms(limit_price=Decimal(90) - Decimal(n % 100) / 100))
-    assert floor.filled_before(book, new) == 0
+    assert (new.filled_before, len(book.orders)) == (0, 1_101)
     assert len(book.working) == 1
 
 

@@ -127,6 +127,7 @@ class Order:
     replaced_at: datetime | None = None
     replaced_by: str | None = None
     replaces: str | None = None
+    filled_before: Decimal = Decimal(0)  # shares that the orders which it replaces have got
     trail_price: Decimal | None = None  # of a trailing stop: dollars behind the best price seen
     trail_percent: Decimal | None = None  # or percent of it
     hwm: Decimal | None = None  # the best price seen: the highest for a sale, the lowest for a purchase
@@ -390,6 +391,10 @@ def _split_qty(qty: Decimal, ratio: Decimal) -> Decimal:
     return after.quantize(Decimal(1), ROUND_DOWN) if qty == qty.to_integral_value() else after
 
 
+def _split_part(filled: Decimal, ratio: Decimal) -> Decimal:
+    return (filled * ratio).quantize(SHARE_STEP, ROUND_HALF_UP).normalize() + 0
+
+
 def split_order(
     order: Order,
     ratio: Decimal,  # new shares per old share
@@ -400,7 +405,8 @@ def split_order(
     return replace(
         order,
         qty=None if order.qty is None else _split_qty(order.qty, ratio),
-        filled_qty=(order.filled_qty * ratio).quantize(SHARE_STEP, ROUND_HALF_UP).normalize() + 0,
+        filled_qty=_split_part(order.filled_qty, ratio),
+        filled_before=_split_part(order.filled_before, ratio),
         filled_avg_price=None if average is None else (average / ratio).quantize(SHARE_STEP, ROUND_HALF_UP).normalize(),
         limit_price=price(order.limit_price),
         stop_price=price(order.stop_price),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRICES', 'STEPS', 'find_asset', 'is_active', 'check_order', 'check_power', 'make_order', 'admit', 'submit',
-           'find_order', 'find_by_client_id', 'revoke', 'cancel', 'revoke_all', 'filled_before', 'check_replaceable',
-           'amend', 'replace_order', 'Moment', 'moments', 'traded_on', 'step', 'reload_feed']
+           'find_order', 'find_by_client_id', 'revoke', 'cancel', 'revoke_all', 'check_replaceable', 'amend',
+           'replace_order', 'Moment', 'moments', 'traded_on', 'step', 'reload_feed']
 
 # %% ../../nbs/exchange/09_venue.ipynb #f2b494c2
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -238,19 +238,10 @@ def revoke_all(book: Book) -> list[Order]:
         return list(change.orders.values())
 
 # %% ../../nbs/exchange/09_venue.ipynb #4433081f
-def filled_before(book: Book, order: Order) -> Decimal:
-    "Shares that an order and those that it replaced have got, however many they were."
-    done = order.filled_qty
-    while order.replaces:
-        order = book.orders[order.replaces]
-        done += order.filled_qty
-    return done
-
-
-def _replacement(book: Book, old: Order, terms: Terms) -> NewOrder:
+def _replacement(old: Order, terms: Terms) -> NewOrder:
     "What the replacement asks for: the old terms, where there are no new ones, and the shares that are left."
-    done = filled_before(book, old)
-    whole = None if old.qty is None else old.qty + done - old.filled_qty
+    done = old.filled_before + old.filled_qty
+    whole = None if old.qty is None else old.qty + old.filled_before
     qty = terms.qty if terms.qty is not None else whole
     if qty is not None and qty <= done:
         raise unprocessable(f"qty {qty:f} must be more than the {done:f} shares that are filled already")
@@ -280,13 +271,14 @@ def amend(book: Book, order_id: str, terms: Terms) -> Order:
         check_replaceable(old)
         if terms.client_order_id in book.by_client_id:
             raise invalid("client_order_id must be unique")
-        new, key = _replacement(book, old, terms), (old.symbol, old.side)
+        new, key = _replacement(old, terms), (old.symbol, old.side)
         others = {side: book.queues.get((old.symbol, side), {}).values() for side in Side}
         rest = [o for o in others[old.side] if o.id != old.id]
         same = counted(rest, book.account, key, book.price(old.symbol))
         kept = [name for name in ("limit_price", "stop_price") if getattr(terms, name) is None]
         check_order(book, new, others | {old.side: rest}, same, kept)
-        order = replace(make_order(book, new), replaces=old.id, hwm=old.hwm)
+        done = old.filled_before + old.filled_qty
+        order = replace(make_order(book, new), replaces=old.id, filled_before=done, hwm=old.hwm)
         order = with_stop(order) if order.type is OrderType.TRAILING_STOP else order
         order = replace(order, triggered=old.triggered and order.stop_price == old.stop_price)
         check_power(book, order, same, book.line(*key).reserved - same.reserved)
