@@ -626,6 +626,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'tradenb.core.web.create_app': ('core/web.html#create_app', 'tradenb/core/web.py'),
                                   'tradenb.core.web.declared': ('core/web.html#declared', 'tradenb/core/web.py'),
                                   'tradenb.core.web.document': ('core/web.html#document', 'tradenb/core/web.py'),
+                                  'tradenb.core.web.expected': ('core/web.html#expected', 'tradenb/core/web.py'),
                                   'tradenb.core.web.gauge': ('core/web.html#gauge', 'tradenb/core/web.py'),
                                   'tradenb.core.web.listen': ('core/web.html#listen', 'tradenb/core/web.py'),
                                   'tradenb.core.web.problem': ('core/web.html#problem', 'tradenb/core/web.py'),

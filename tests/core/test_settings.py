@@ -27,6 +27,7 @@ def test_the_command_line_beats_the_environment_which_beats_the_file() -> None:
         ("training.threads", "many", "integer"),
         ("services.exchange_port", "70000", "65535"),
         ("features.engine", "cython", "'auto', 'numpy' or 'numba'"),
+        ("execution.dry_run", "maybe", "'auto', or input should be a valid boolean"),
         ("features.scheduler", "host:8786", "pattern"),
         ("files.columns", "symbol", "field=column"),
         ("features.set", "alpha159", "expected alpha158, alpha360, or the path of a .toml file"),

@@ -289,6 +289,11 @@ def test_errors_have_a_code_and_a_message(serve):
     assert all(isinstance(r.json()["code"], int) and r.json()["message"] for r in found)
 
 
+def test_a_body_that_is_not_called_json_is_told_the_header(serve):
+    said = serve().http.post("/admin/clock", content='{"speed": 1}', headers={"content-type": "text/plain"})
+    assert said.status_code == 422 and said.json()["message"].endswith("with the header Content-Type: application/json")
+
+
 anything = (
     st.none()
     | st.booleans()

@@ -639,12 +639,14 @@ def _environment(file: Path) -> dict[str, str]:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False)[0]
-    message = first["msg"].removeprefix("Value error, ")
+    found = error.errors(include_url=False, include_context=False)
+    first = found[0]
     if len(first["loc"]) < 2:
-        return message
+        return str(first["msg"]).removeprefix("Value error, ")
+    same = [each for each in found if each["loc"][:2] == first["loc"][:2] and each["input"] == first["input"]]
+    words = (each["msg"].removeprefix("Value error, ") for each in same)  # one for each kind of value that it may be
     name = ".".join(str(part) for part in first["loc"][:2])
     if first["type"] == "missing":
         return f"{name} is missing: settings.ini holds a default for every key"
     value = "" if name in SECRETS else f"={first['input']}"
-    return f"{name}{value}: {message[0].lower()}{message[1:]}"
+    return f"{name}{value}: {', or '.join(word[0].lower() + word[1:] for word in words)}"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROBLEM', 'STATUS', 'METHODS', 'LIFE', 'Lifespan', 'SWITCH_S', 'status_of', 'Problem', 'document', 'problem',
-           'declared', 'require_key', 'template', 'Traced', 'create_app', 'counter', 'gauge', 'listen',
+           'declared', 'expected', 'require_key', 'template', 'Traced', 'create_app', 'counter', 'gauge', 'listen',
            'uvicorn_server', 'Server', 'serving', 'settle_down', 'serve_forever']
 
 # %% ../../nbs/core/07_web.ipynb #5e1fc71b
@@ -122,11 +122,18 @@ async def _on_tradenb_error(_request: Request, error: Exception) -> Response:
     return problem(status, _title(code), one_line(error), code)
 
 
+def expected(wrong: Mapping[str, Any]) -> str:  # of an entry of `RequestValidationError.errors()`
+    "What a request should have been, in words"
+    if wrong["type"] == "model_attributes_type":  # FastAPI reads JSON where the header says so
+        return "expected a JSON object, with the header Content-Type: application/json"
+    return str(wrong["msg"]).removeprefix("Value error, ")
+
+
 async def _on_validation(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-    return problem(422, "Invalid request", f"{where}: {first['msg']}", "RequestInvalid")
+    return problem(422, "Invalid request", f"{where}: {expected(first)}", "RequestInvalid")
 
 
 async def _on_http(_request: Request, error: Exception) -> Response:

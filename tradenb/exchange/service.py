@@ -106,7 +106,7 @@ async def _on_invalid(_request: Request, wrong: Exception) -> Response:
     if first["type"] == "json_invalid":
         return error(400, 40010000, "request body format is invalid")
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-    return error(422, 40010001, f"{where or 'body'}: {first['msg'].removeprefix('Value error, ')}")
+    return error(422, 40010001, f"{where or 'body'}: {web.expected(first)}")
 
 
 async def _on_http(request: Request, failed: Exception) -> Response:

@@ -57,7 +57,9 @@ def scope_of(
     kind, _, name = text.strip().partition(":")
     named = kind in KINDS and 0 < len(name) <= 40 and name == name.strip()
     if text.strip() != EVERYTHING and (not named or (kind == "symbol" and not SYMBOL.fullmatch(name))):
-        raise InputError(f"{text!r} is no scope of the kill switch: expected *, strategy:NAME or symbol:SYM")
+        raise InputError(
+            f"{text!r} is no scope of the kill switch: expected *, strategy:NAME or symbol:SYM (in capitals)"
+        )
     return text.strip()
 
 

@@ -135,7 +135,7 @@ def exchange_to_itself(root: Path) -> AbstractContextManager[None]:
     "The right to serve the local exchange of this data root."
     return locked(
         root / "state" / "exchange.lock",
-        f"an exchange serves {root / 'state'} already: set services.exchange_url to use it, or stop it (make down)",
+        f"an exchange serves {root / 'state'} already: set services.exchange_url to use it, or stop it (Ctrl-C where it runs, make down after make up)",
     )
 
 # %% ../../nbs/trading/08_services.ipynb #38ffa8f8
