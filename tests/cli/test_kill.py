@@ -1,5 +1,6 @@
 "`tradenb kill` from the command line: what it needs, what it asks, what it says and ends with."
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,13 @@ def test_what_sells_or_cancels_is_not_done_without_a_yes(tell: Tell, command: st
     code, out, err = tell(command)
     assert (code, out) == (3, "") and "--yes" in err
     assert "release" in tell("release")[1] or "never engaged" in tell("release")[1]
+
+
+def test_a_no_at_the_terminal_does_nothing_and_says_so(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    code, out, err = tell("flatten")
+    assert (code, out.strip()) == (3, "") and "nothing was done" in err and "never engaged" in tell("release")[1]
 
 
 @pytest.mark.parametrize("scope", ["all", "symbol:", "symbol:aapl", "account:1"])

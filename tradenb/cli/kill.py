@@ -61,7 +61,8 @@ def sure(what: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise InputError(f"{what}: nobody can be asked here, add --yes")
-    typer.confirm(f"{what}?", abort=True, err=True)
+    if not typer.confirm(f"{what}?", err=True):
+        raise InputError("not confirmed: nothing was done")
 
 
 def finish(done: "Done") -> None:
