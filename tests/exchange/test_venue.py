@@ -5,12 +5,14 @@ import contextlib
 from datetime import date
 from decimal import Decimal
 
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tradenb.core.calendar import sessions
 from tradenb.core.clock import new_york
+from tradenb.core.errors import SourceError
 from tradenb.exchange import venue as floor
 from tradenb.exchange.accounts import Position, account_id, key_hash, reserved
 from tradenb.exchange.corporate import Action, action_activities
@@ -1070,3 +1072,36 @@ def test_a_spin_off_divides_the_cost_also_of_a_parent_that_takes_a_new_name(open
     share = Decimal(15) / (Decimal(15) + Decimal(104))
     assert abs(book.account.positions["NEWCO"].cost_basis - 10_000 * share) < Decimal("0.0001")
     assert sum(p.cost_basis for p in book.account.positions.values()) == 10_000
+
+
+def test_what_an_action_leaves_out_may_be_nan(open_book):
+    "As pandas writes it."
+    books = []
+    for nothing in (None, NAN):
+        events = [("ACME", TUESDAY, "split", 2.0, nothing), ("ACME", TUESDAY, "dividend", nothing, 0.5)]
+        books.append(held(open_book, actions=events, state=None))
+        floor.step(books[-1].venue, new_york(TUESDAY, 9))
+    assert books[0].activities == books[1].activities
+    assert (books[1].account.qty("ACME"), books[1].account.dividends) == (200, 100)
+
+
+@pytest.mark.parametrize(
+    ("actions", "named"),
+    [
+        ([("ACME", None, "split", 2.0, 0.0)], "without symbol or ex_date"),
+        ([("ACME", TUESDAY, "split", -2.0, 0.0)], "split of ACME on 2024-03-05 has the ratio -2.0"),
+        ([("ACME", TUESDAY, "split", float("inf"), 0.0)], "has the ratio Infinity"),
+    ],
+)
+def test_an_action_that_cannot_be_is_refused_with_the_feed(open_book, actions, named):
+    with pytest.raises(SourceError, match=named):
+        open_book(actions=actions)
+
+
+@pytest.mark.parametrize(("name", "column"), [("bars", "date"), ("assets", "first_date")])
+def test_a_row_without_its_key_is_refused_with_the_feed(open_book, tmp_path, name, column):
+    open_book()
+    file = tmp_path / "feed" / f"{name}.parquet"
+    pl.read_parquet(file).with_columns(pl.lit(None, pl.Date).alias(column)).write_parquet(file)
+    with pytest.raises(SourceError, match=f"{name}.parquet has .* without symbol or {column}"):
+        open_book(bars=None)
