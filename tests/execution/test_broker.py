@@ -330,11 +330,16 @@ IMPOSSIBLE = [
     {"id": []},
     {"qty": "99999999999"},
     {"price": "99999999999"},
+    {"qty": "1000000000", "price": "1000000000"},
+    {"qty": "0.0000000001"},
     {"transaction_time": "0001-01-01T00:00:00Z"},
 ]
 
 
-@pytest.mark.parametrize("line", [FILL | change for change in IMPOSSIBLE] + [PAID | {"net_amount": "-99999999999"}])
+SUMS = [{"net_amount": "-99999999999"}, {"symbol": 7}, {"symbol": ["S01"]}]
+
+
+@pytest.mark.parametrize("line", [FILL | change for change in IMPOSSIBLE] + [PAID | change for change in SUMS])
 def test_history_that_no_books_can_hold_is_not_read(line: Any, answering: Any, doubtful: Broker) -> None:
     answering.body = json.dumps([FILL, PAID]).encode()
     assert len(doubtful.activities()) == 2

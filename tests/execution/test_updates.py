@@ -230,6 +230,8 @@ DAMAGE = [
     lambda m: m | {"event": "fill", "execution_id": "x\0", "qty": "1", "price": "5"},
     lambda m: m | {"event": "fill", "execution_id": "x", "qty": "1", "price": "5", "timestamp": "2017-06-01T14:00:00"},
     lambda m: m | {"event": "fill", "execution_id": "x", "qty": "1", "price": "5", "timestamp": "0001-01-01T00:00:00Z"},
+    lambda m: m | {"event": "fill", "execution_id": "x", "qty": "1000000000", "price": "1000000000"},
+    lambda m: m | {"event": "fill", "execution_id": "x", "qty": "0.0000000001", "price": "5"},
     lambda m: m | {"event": "trade_bust"},
     lambda m: m | {"order": m["order"] | {"qty": "Infinity"}},
     lambda m: m | {"order": m["order"] | {"side": ["buy"]}, "event": "fill", "execution_id": "x", "qty": 1, "price": 5},

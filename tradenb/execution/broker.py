@@ -273,7 +273,7 @@ def effective(activity: Mapping[str, Any], kind: str) -> datetime:
 
 def event_of(activity: Mapping[str, Any]) -> CashEvent:
     "Any other line of the account's history"
-    kind, symbol = kind_of(activity), activity.get("symbol") or None
+    kind, symbol = kind_of(activity), word(activity, "symbol") if activity.get("symbol") else None
     qty = decimal(activity.get("qty")) if kind in MOVES_SHARES else None
     detail = {"description": brief(activity.get("description", "")), "activity_type": word(activity, "activity_type")}
     if kind == "journal":

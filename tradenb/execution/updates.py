@@ -30,7 +30,7 @@ from ..core.clock import NEW_YORK
 from ..core.errors import TradenbError, one_line
 from ..core.logs import get_logger, is_configured
 from .broker import BrokerOrder, broker_order, decimal, entry_of, instant
-from .entries import Entry, Fill
+from .entries import Entry, Fill, kept
 from .gateway import Gateway, adopt
 from .ledger import Ledger, Void
 from .orders import Side
@@ -103,7 +103,7 @@ def fill_of(data: Mapping[str, Any], order: BrokerOrder) -> Fill | None:
         raise ValueError(f"expected a time with a zone, found {at}")
     name = order.client_order_id if len(order.client_order_id) <= 48 else None  # longer ones are never ours
     numbers = amount(data.get("qty")), amount(data.get("price"))
-    return Fill(word(data["execution_id"], 64), order.symbol, Side(order.side), *numbers, at, name, order.id)
+    return kept(Fill(word(data["execution_id"], 64), order.symbol, Side(order.side), *numbers, at, name, order.id))
 
 # %% ../../nbs/execution/13_updates.ipynb #a5dd6b99
 def read_update(
@@ -252,7 +252,9 @@ def book_activities(gateway: Gateway) -> tuple[int, int]:  # new fills, new cash
     history = list(gateway.broker.activities(read_from(ledger)))
     entries = [entry_of(activity) for activity in history]
     said = {
-        entry.id: LEFT[kind] for entry, row in zip(entries, history, strict=True) if (kind := row.get("type")) in LEFT
+        entry.id: LEFT[kind]
+        for entry, row in zip(entries, history, strict=True)
+        if (kind := str(row.get("type"))) in LEFT
     }
     known = ledger.known(entry.id for entry in entries)
     news = [entry for entry in entries if entry.id not in known]
