@@ -1445,6 +1445,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'tradenb.exchange.wire.configuration_json': ( 'exchange/wire.html#configuration_json',
                                                                                      'tradenb/exchange/wire.py'),
                                        'tradenb.exchange.wire.day_at': ('exchange/wire.html#day_at', 'tradenb/exchange/wire.py'),
+                                       'tradenb.exchange.wire.day_basis': ('exchange/wire.html#day_basis', 'tradenb/exchange/wire.py'),
                                        'tradenb.exchange.wire.day_of': ('exchange/wire.html#day_of', 'tradenb/exchange/wire.py'),
                                        'tradenb.exchange.wire.event_json': ('exchange/wire.html#event_json', 'tradenb/exchange/wire.py'),
                                        'tradenb.exchange.wire.expiry': ('exchange/wire.html#expiry', 'tradenb/exchange/wire.py'),

@@ -177,6 +177,27 @@ def test_positions_are_closed_by_number_and_by_part_and_not_beyond(serve):
     assert (both.status_code, both.json()["code"]) == (422, 40010001)
 
 
+@pytest.mark.parametrize("side", [OrderSide.BUY, OrderSide.SELL])
+def test_the_day_s_profit_of_shares_that_came_today_counts_from_what_they_cost(serve, side):
+    bars = [("ACME", day, p, p + 5, p - 5, p, 10**6) for day, p in ((FRIDAY, 50.0), (MONDAY, 100.0), (TUESDAY, 110.0))]
+    exchange = serve(bars=bars, slippage_bps=0)
+    sign = 1 if side is OrderSide.BUY else -1
+
+    def gained() -> float:
+        account = exchange.trading.get_account()
+        return float(account.equity) - float(account.last_equity)
+
+    exchange.trading.submit_order(market(qty=10, side=side))
+    exchange.step(new_york(MONDAY, 20))
+    (held,) = exchange.trading.get_all_positions()
+    assert (float(held.unrealized_intraday_pl), held.lastday_price, gained()) == (0, "50", 0)
+    exchange.trading.submit_order(market(qty=5, side=side))
+    exchange.step(new_york(TUESDAY, 18))
+    held = exchange.trading.get_open_position("ACME")
+    assert float(held.unrealized_intraday_pl) == gained() == sign * 100
+    assert float(held.unrealized_intraday_plpc) == pytest.approx(sign * 100 / (10 * 100 + 5 * 110))
+
+
 @pytest.mark.parametrize("qty", [100, -100])
 def test_a_position_that_is_being_closed_is_not_closed_again_into_its_opposite(serve, qty):
     exchange = serve(slippage_bps=0)

@@ -13,10 +13,10 @@ __all__ = ['Mine', 'M', 'UUID_LENGTH', 'Percentage', 'PERIOD', 'MONTHS', 'LONGES
 import datetime as dt
 import re
 from calendar import monthrange
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -45,6 +45,7 @@ from tradenb.exchange.wire import (
     clock_json,
     configuration_json,
     day_at,
+    day_basis,
     history_json,
     order_json,
     position_json,
@@ -191,10 +192,20 @@ def _position(book: Book, symbol: str) -> Position:
 UUID_LENGTH = 36
 
 
-def _position_at_market(book: Book, held: Position) -> Json:
+def _fills_of_session(book: Book) -> dict[str, list[tuple[Decimal, Decimal]]]:
+    "Shares, signed, and prices by symbol."
+    found, day = dict[str, list[tuple[Decimal, Decimal]]](), book.venue.session_day
+    for line in takewhile(lambda line: line.date >= day, reversed(book.activities)):
+        if line.kind is Kind.FILL and line.symbol and line.price is not None:
+            found.setdefault(line.symbol, []).append((line.qty, line.price))
+    return found
+
+
+def _position_at_market(book: Book, held: Position, fills: Mapping[str, list[tuple[Decimal, Decimal]]]) -> Json:
     price = book.venue.prices.get(held.symbol, held.avg_entry_price)
     previous = book.venue.previous.get(held.symbol, price)
-    return position_json(held, price, previous, _held_for_orders(book, held))
+    basis = day_basis(held.qty, previous, fills.get(held.symbol, []))
+    return position_json(held, price, previous, _held_for_orders(book, held), basis)
 
 
 def _close(book: Book, held: Position, qty: Decimal | None, percentage: Decimal | None) -> Json:
@@ -235,12 +246,13 @@ def positions_router() -> APIRouter:
     @router.get("/positions")
     async def list_positions(book: Mine) -> Response:
         with book.venue.lock:
-            return answer([_position_at_market(book, p) for p in _sorted_positions(book)])
+            fills = _fills_of_session(book)
+            return answer([_position_at_market(book, p, fills) for p in _sorted_positions(book)])
 
     @router.get("/positions/{symbol:path}")
     async def position(symbol: str, book: Mine) -> Response:
         with book.venue.lock:
-            return answer(_position_at_market(book, _position(book, symbol)))
+            return answer(_position_at_market(book, _position(book, symbol), _fills_of_session(book)))
 
     @router.delete("/positions/{symbol:path}")
     async def close_position(

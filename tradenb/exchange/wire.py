@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Json', 'EXCHANGE', 'CLASS', 'ALWAYS', 'CONFIGURATION', 'REGT_MULTIPLIER', 'DATED', 'ANNOUNCED', 'number', 'instant',
            'answer', 'aware', 'day_at', 'day_of', 'split_list', 'asset_uuid', 'expiry', 'order_json', 'event_json',
-           'fill_json', 'non_trade_json', 'sequence', 'activity_json', 'position_json', 'account_json', 'margin_json',
-           'configuration_json', 'history_json', 'asset_json', 'clock_json', 'session_json', 'bar_json', 'trade_json',
-           'quote_json', 'rates', 'shares_json', 'cash_json', 'other_json', 'actions_json', 'announcement_json']
+           'fill_json', 'non_trade_json', 'sequence', 'activity_json', 'day_basis', 'position_json', 'account_json',
+           'margin_json', 'configuration_json', 'history_json', 'asset_json', 'clock_json', 'session_json', 'bar_json',
+           'trade_json', 'quote_json', 'rates', 'shares_json', 'cash_json', 'other_json', 'actions_json',
+           'announcement_json']
 
 # %% ../../nbs/exchange/10_wire.ipynb #bc4fe367
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
@@ -217,10 +218,28 @@ def _share(part: Decimal, whole: Decimal) -> Decimal:
     return part / abs(whole) if whole else Decimal(0)
 
 
-def position_json(position: Position, price: Decimal, previous: Decimal, held_for_orders: Decimal) -> Json:
+def day_basis(
+    qty: Decimal,  # position, signed
+    previous: Decimal,  # price before the session
+    fills: Sequence[tuple[Decimal, Decimal]],  # of the session: shares, signed, and price
+) -> Decimal:
+    "Dollars from which a position's profit of the day counts."
+    new = [(shares, price) for shares, price in fills if shares * qty > 0]
+    came = sum((shares for shares, _ in new), Decimal(0))
+    carried = qty - sum(shares for shares, _ in fills)
+    sign = Decimal(1).copy_sign(qty)
+    old = sign * min(abs(qty), max(Decimal(0), sign * carried))
+    paid = sum(shares * price for shares, price in new) / came if came else previous
+    return old * previous + (qty - old) * paid
+
+
+def position_json(
+    position: Position, price: Decimal, previous: Decimal, held_for_orders: Decimal, basis: Decimal | None = None
+) -> Json:
     "A position at market; a short one has negative quantity and value."
     qty, value, cost = position.qty, position.qty * price, position.cost_basis
-    intraday = qty * (price - previous)
+    basis = qty * previous if basis is None else basis
+    intraday = value - basis
     return {
         "asset_id": asset_uuid(position.symbol),
         "symbol": position.symbol,
@@ -235,7 +254,7 @@ def position_json(position: Position, price: Decimal, previous: Decimal, held_fo
         "unrealized_pl": number(value - cost, 9),
         "unrealized_plpc": number(_share(value - cost, cost), 9),
         "unrealized_intraday_pl": number(intraday, 9),
-        "unrealized_intraday_plpc": number(_share(intraday, qty * previous), 9),
+        "unrealized_intraday_plpc": number(_share(intraday, basis), 9),
         "current_price": number(price),
         "lastday_price": number(previous),
         "change_today": number(_share(price - previous, previous), 9),
