@@ -1311,6 +1311,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'tradenb/exchange/trading_api.py'),
                                               'tradenb.exchange.trading_api._day': ( 'exchange/trading_api.html#_day',
                                                                                      'tradenb/exchange/trading_api.py'),
+                                              'tradenb.exchange.trading_api._fills_of_session': ( 'exchange/trading_api.html#_fills_of_session',
+                                                                                                  'tradenb/exchange/trading_api.py'),
                                               'tradenb.exchange.trading_api._held_for_orders': ( 'exchange/trading_api.html#_held_for_orders',
                                                                                                  'tradenb/exchange/trading_api.py'),
                                               'tradenb.exchange.trading_api._position': ( 'exchange/trading_api.html#_position',
