@@ -16,7 +16,7 @@ from sqlalchemy import Engine, delete
 from tradenb.core import db
 from tradenb.core.clock import SimulatedClock, new_york
 from tradenb.core.db import connect, migrate
-from tradenb.core.errors import InputError, OrderConflict
+from tradenb.core.errors import DependencyError, InputError, OrderConflict
 from tradenb.execution.controls import Denial
 from tradenb.execution.entries import (
     CashEvent,
@@ -135,6 +135,14 @@ def test_amounts_of_too_many_decimals_are_the_same_just_heard_and_read_again(led
     ledger.book([split])
     assert (ledger.check(), ledger.entries()) == ([], [kept(fill), kept(split)])
     assert ledger.positions()["GE"].avg_entry_price == rounded(kept(fill).price / third)
+
+
+def test_a_number_that_the_database_cannot_hold_is_one_line_and_books_nothing(ledger: Ledger) -> None:
+    fill = Fill("x1", "GE", Side.BUY, Decimal(100), Decimal(20), MORNING)
+    ledger.book([fill])
+    with pytest.raises(DependencyError, match="the database"):
+        ledger.book([CashEvent("e1", "split", Decimal(0), MORNING + timedelta(hours=1), "GE", ratio=Decimal(10**8))])
+    assert (ledger.entries(), ledger.check()) == ([fill], [])
 
 
 def test_a_cache_that_was_tampered_with_is_found(ledger: Ledger) -> None:

@@ -131,7 +131,9 @@ MOST = 64  # pieces of work in one transaction
 
 
 def told(error: Exception) -> Exception:
-    "An error of the database as one of ours; others as they are"
+    "An error of the database as one of ours, a number that it cannot hold among them; others as they are"
+    if isinstance(error, OverflowError):
+        return DependencyError(f"the database cannot hold a number: {one_line(error, 160)}")
     return (
         DependencyError(f"the database does not answer: {one_line(error, 160)}")
         if isinstance(error, DBAPIError)
