@@ -7,6 +7,8 @@ __all__ = ['revision', 'down_revision', 'branch_labels', 'depends_on', 'ADDED', 
            'create_run_pnl', 'create_run_gap', 'create_notifications', 'upgrade', 'downgrade']
 
 # %% ../../../../nbs/core/migrations/versions/0003_desk.ipynb #7a328f49
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -24,7 +26,7 @@ ADDED = ("lease_owner", "lease_until", "digests", "flow_run_id")
 
 def extend_runs() -> None:
     "New columns of `runs`."
-    types = (sa.String(64), db.UtcDateTime(), sa.JSON(), sa.String(36))
+    types: tuple[Any, ...] = (sa.String(64), db.UtcDateTime(), sa.JSON(), sa.String(36))
     for name, kind in zip(ADDED, types, strict=True):
         op.add_column("runs", sa.Column(name, kind))
 
