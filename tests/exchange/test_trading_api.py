@@ -107,6 +107,18 @@ def test_a_race_between_a_fill_and_a_replacement_is_lost_by_the_replacement(serv
     )
 
 
+def test_canceling_everything_names_what_an_auction_holds(serve):
+    exchange = serve()
+    opens, works = exchange.trading.submit_order(market()), exchange.trading.submit_order(limit(90))
+    exchange.step(new_york(MONDAY, 9, 29))
+    reply = exchange.http.delete("/v2/orders")
+    assert reply.status_code == 207
+    told = {row["id"]: (row["status"], row["body"].get("code")) for row in reply.json()}
+    assert told == {str(works.id): (200, None), str(opens.id): (422, 42210000)}
+    exchange.step(new_york(MONDAY, 10))
+    assert exchange.trading.get_order_by_id(opens.id).position_intent == "buy_to_open"
+
+
 def test_refusals_have_alpaca_s_bodies(serve):
     exchange = held(serve)
     post = lambda **terms: exchange.http.post(

@@ -1105,3 +1105,50 @@ def test_a_row_without_its_key_is_refused_with_the_feed(open_book, tmp_path, nam
     pl.read_parquet(file).with_columns(pl.lit(None, pl.Date).alias(column)).write_parquet(file)
     with pytest.raises(SourceError, match=f"{name}.parquet has .* without symbol or {column}"):
         open_book(bars=None)
+
+
+# What an order is meant to do, and until when it may be taken back
+
+
+def test_an_order_that_contradicts_its_intent_is_refused(open_book):
+    book = open_book()
+    assert floor.submit(book, order(force="opg", position_intent="buy_to_open")).position_intent == "buy_to_open"
+    floor.step(book.venue, new_york(MONDAY, 12))
+    for side, meant, inferred in (
+        ("sell", "sell_to_open", "sell_to_close"),
+        ("sell", "buy_to_close", "sell_to_close"),
+        ("buy", "buy_to_close", "buy_to_open"),
+    ):
+        no = refused(book, order(side, qty=1, position_intent=meant))
+        words = f"position intent mismatch, inferred: {inferred}, specified: {meant}"
+        assert (no.status, no.code, no.message) == (422, 42210000, words)
+    assert floor.submit(book, order("sell", position_intent="sell_to_close")).position_intent == "sell_to_close"
+    assert "inferred: sell_to_open" in refused(book, order("sell", position_intent="sell_to_close")).message
+    assert floor.submit(book, order("sell")).position_intent == "sell_to_open"
+
+
+@pytest.mark.parametrize(("force", "deadline"), [("opg", (9, 28)), ("cls", (15, 50))])
+def test_an_order_that_its_auction_holds_is_neither_canceled_nor_replaced(open_book, force, deadline):
+    hour, minute = deadline
+    book = open_book(start=new_york(MONDAY, hour, minute - 2))
+    early, late = (floor.submit(book, order(kind="limit", limit_price=110, force=force)) for _ in range(2))
+    other = floor.submit(book, order(kind="limit", limit_price=90))
+    floor.step(book.venue, new_york(MONDAY, hour, minute - 1))
+    assert floor.cancel(book, early.id).status == "canceled"
+    floor.step(book.venue, new_york(MONDAY, hour, minute))
+    for attempt in (floor.cancel, lambda b, o: floor.replace_order(b, o, time_in_force="day")):
+        with pytest.raises(Reject, match=f'not cancelable: the {force} auction holds it|in "accepted" state') as no:
+            attempt(book, late.id)
+        assert (no.value.status, no.value.code) == (422, 42210000)
+    assert [o.id for o in floor.revoke_all(book)] == [other.id]
+    floor.step(book.venue, new_york(MONDAY, 16))
+    assert book.orders[late.id].status == "filled"
+
+
+def test_an_order_is_filled_when_all_of_it_is(open_book):
+    book = open_book(volume_share=0.001)
+    sent = floor.submit(book, order(qty=90, force="gtc"))
+    floor.step(book.venue, new_york(MONDAY, 17))
+    assert (book.orders[sent.id].status, book.orders[sent.id].filled_at) == ("partially_filled", None)
+    floor.step(book.venue, new_york(TUESDAY, 17))
+    assert (book.orders[sent.id].status, book.orders[sent.id].filled_at) == ("filled", new_york(TUESDAY, 9, 30))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TICK', 'CENT', 'SHARE_STEP', 'HUNDRED', 'BPS', 'WORKING', 'AUCTION_PHASE', 'SEEN', 'GTC_DAYS', 'Side', 'OrderType',
-           'TimeInForce', 'OrderStatus', 'Phase', 'Bar', 'Order', 'within_limit', 'stop_reached', 'print_price',
-           'range_price', 'trailed_stop', 'trailed', 'with_stop', 'takes_part', 'reference_price', 'FillModel',
-           'slipped', 'fee', 'Execution', 'wanted_shares', 'execute', 'filled', 'canceled', 'rejected', 'lapsed',
-           'triggered', 'lapses', 'last_day', 'Match', 'match', 'split_order', 'reduced_order']
+           'TimeInForce', 'PositionIntent', 'OrderStatus', 'Phase', 'Bar', 'Order', 'within_limit', 'stop_reached',
+           'print_price', 'range_price', 'trailed_stop', 'trailed', 'with_stop', 'takes_part', 'reference_price',
+           'FillModel', 'slipped', 'fee', 'Execution', 'wanted_shares', 'execute', 'filled', 'canceled', 'rejected',
+           'lapsed', 'triggered', 'lapses', 'last_day', 'Match', 'match', 'split_order', 'reduced_order']
 
 # %% ../../nbs/exchange/01_matching.ipynb #8f7d1a66
 from collections.abc import Callable, Iterable, Mapping
@@ -59,6 +59,15 @@ class TimeInForce(StrEnum):
     CLS = "cls"
     IOC = "ioc"
     FOK = "fok"
+
+
+class PositionIntent(StrEnum):
+    "What an order does to the position: it opens or it closes, never both."
+
+    BUY_TO_OPEN = "buy_to_open"
+    BUY_TO_CLOSE = "buy_to_close"
+    SELL_TO_OPEN = "sell_to_open"
+    SELL_TO_CLOSE = "sell_to_close"
 
 # %% ../../nbs/exchange/01_matching.ipynb #1176a074
 class OrderStatus(StrEnum):
@@ -131,6 +140,7 @@ class Order:
     trail_price: Decimal | None = None  # of a trailing stop: dollars behind the best price seen
     trail_percent: Decimal | None = None  # or percent of it
     hwm: Decimal | None = None  # the best price seen: the highest for a sale, the lowest for a purchase
+    position_intent: PositionIntent | None = None  # as it was when the order was admitted
 
     @property
     def is_open(self) -> bool:
@@ -296,7 +306,7 @@ def filled(order: Order, trade: Execution, at: datetime) -> Order:
         status=OrderStatus.FILLED if done else OrderStatus.PARTIALLY_FILLED,
         executions=order.executions + 1,
         triggered=True,
-        filled_at=at,
+        filled_at=at if done else None,
         updated_at=at,
     )
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Shares', 'Dollars', 'Price', 'OPG_LEAD', 'CLS_LEAD', 'REOPENING_HOUR', 'Reject', 'invalid', 'unprocessable',
-           'forbidden', 'missing', 'NewOrder', 'Terms', 'check_form', 'is_whole', 'check_auction_time', 'unavailable',
-           'check_holding', 'check_configuration', 'check_wash']
+           'forbidden', 'missing', 'NewOrder', 'Terms', 'check_form', 'is_whole', 'auction_of', 'check_auction_time',
+           'auction_holds', 'unavailable', 'intent_of', 'check_intent', 'check_holding', 'check_configuration',
+           'check_wash']
 
 # %% ../../nbs/exchange/06_rules.ipynb #79126acd
 from collections.abc import Container, Iterable
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import ROUND_DOWN, Decimal
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from ..core.clock import new_york
 from ..core.errors import TradenbError
 from .accounts import Configuration
 from .feed import session_day
-from .matching import HUNDRED, Order, OrderType, Side, TimeInForce
+from .matching import HUNDRED, Order, OrderType, PositionIntent, Side, TimeInForce
 
 # %% ../../nbs/exchange/06_rules.ipynb #a3998853
 class Reject(TradenbError):
@@ -79,6 +80,7 @@ class NewOrder(BaseModel):
     client_order_id: str | None = None
     extended_hours: bool | None = None
     order_class: str | None = None
+    position_intent: PositionIntent | None = None
 
 
 class Terms(BaseModel):
@@ -172,18 +174,32 @@ def _check_time_in_force(new: NewOrder) -> None:
 OPG_LEAD, CLS_LEAD, REOPENING_HOUR = timedelta(minutes=2), timedelta(minutes=10), 19
 
 
+def auction_of(time_in_force: TimeInForce, day: date) -> tuple[datetime, datetime] | None:
+    "The deadline and the time of the auction that an order waits for on a day, or None."
+    if time_in_force not in (TimeInForce.OPG, TimeInForce.CLS) or not is_session(day):
+        return None
+    today = session(day)
+    opens = time_in_force is TimeInForce.OPG
+    return (today.open - OPG_LEAD, today.open) if opens else (today.close - CLS_LEAD, today.close)
+
+
 def check_auction_time(time_in_force: TimeInForce, now: datetime) -> None:
     "Raise `Reject` for an auction order between its deadline and 19:00 New York."
-    day = session_day(now)
-    if time_in_force not in (TimeInForce.OPG, TimeInForce.CLS) or not is_session(day):
-        return
-    today = session(day)
-    deadline = today.open - OPG_LEAD if time_in_force is TimeInForce.OPG else today.close - CLS_LEAD
-    if deadline <= now < new_york(day, REOPENING_HOUR):
+    auction = auction_of(time_in_force, day := session_day(now))
+    if auction and (deadline := auction[0]) <= now < new_york(day, REOPENING_HOUR):
         raise unprocessable(
             f"{time_in_force.value} orders for {day} had to arrive before {deadline:%H:%M} UTC; "
             "send again after 19:00 New York for the next session"
         )
+
+
+def auction_holds(order: Order, now: datetime) -> Reject | None:
+    "Why an order is neither canceled nor replaced: from its deadline on the auction holds it."
+    auction = auction_of(order.time_in_force, session_day(now))
+    if auction is None or not auction[0] <= now < auction[1]:
+        return None
+    name = order.time_in_force.value
+    return unprocessable(f"order is not cancelable: the {name} auction holds it since {auction[0]:%H:%M} UTC")
 
 # %% ../../nbs/exchange/06_rules.ipynb #afe45b5c
 def unavailable(
@@ -204,6 +220,20 @@ def unavailable(
         available=available,
         related_orders=list(related),
     )
+
+
+def intent_of(
+    side: Side,
+    left: Decimal,  # shares of the position that no open order closes yet
+) -> PositionIntent:
+    "What an order of a side does: it closes as long as there is something left to close."
+    return PositionIntent(f"{side.value}_to_{'close' if left else 'open'}")
+
+
+def check_intent(new: NewOrder, inferred: PositionIntent) -> None:
+    "Raise `Reject` for an order that does something else than its client says."
+    if new.position_intent not in (None, inferred):
+        raise unprocessable(f"position intent mismatch, inferred: {inferred}, specified: {new.position_intent}")
 
 
 def check_holding(

@@ -30,7 +30,17 @@ from .accounts import Activity, Kind, Position
 from .books import Book, Venue
 from .feed import Asset, announced, session_day
 from .matching import Order, OrderType, Side, TimeInForce
-from .rules import NewOrder, Reject, Shares, Terms, invalid, missing, unavailable, unprocessable
+from tradenb.exchange.rules import (
+    NewOrder,
+    Reject,
+    Shares,
+    Terms,
+    auction_holds,
+    invalid,
+    missing,
+    unavailable,
+    unprocessable,
+)
 from tradenb.exchange.wire import (
     CLASS,
     EXCHANGE,
@@ -165,7 +175,10 @@ def _to_find(router: APIRouter) -> None:
 def _to_cancel(router: APIRouter) -> None:
     @router.delete("/orders", status_code=207)
     async def cancel_orders(book: Mine) -> Response:
-        done = [{"id": o.id, "status": 200, "body": order_json(o)} for o in floor.revoke_all(book)]
+        with book.venue.lock:
+            done = [{"id": o.id, "status": 200, "body": order_json(o)} for o in floor.revoke_all(book)]
+            held = [(o.id, auction_holds(o, book.venue.now)) for o in book.working.values()]
+        done += [{"id": name, "status": why.status, "body": why.body} for name, why in held if why]
         await floor.settled(book.venue)
         return answer(done, 207)
 

@@ -68,12 +68,15 @@ from tradenb.exchange.matching import (
 from tradenb.exchange.rules import (
     NewOrder,
     Terms,
+    auction_holds,
     check_auction_time,
     check_configuration,
     check_form,
     check_holding,
+    check_intent,
     check_wash,
     forbidden,
+    intent_of,
     invalid,
     missing,
     unprocessable,
@@ -113,6 +116,7 @@ def check_order(
         raise unprocessable(f'asset "{new.symbol}" has not traded yet: send a limit order')
     check_configuration(new, book.profile.configuration)
     held, price = book.account.qty(new.symbol), venue.prices.get(new.symbol)
+    check_intent(new, intent_of(new.side, same.left))
     check_holding(new, held, same.shares, [o.id for o in others[new.side]], price)
     check_wash(new, others[new.side.opposite])
     if new.side is Side.SELL and not same.left and not asset.shortable:
@@ -149,12 +153,13 @@ def _free_id(book: Book, sequence: int) -> str:
     return next(name for name in names if name not in book.by_client_id)
 
 
-def make_order(book: Book, new: NewOrder) -> Order:
-    "The order that a request becomes."
+def make_order(book: Book, new: NewOrder, same: Line) -> Order:
+    "The order that a request becomes; `same` are those of its symbol and side without it."
     venue, sequence = book.venue, len(book.orders) + 1
     client_id = new.client_order_id or _free_id(book, sequence)
     names = str(order_id(book.id, client_id)), client_id, sequence, new.symbol
     terms: dict[str, Any] = {name: _plain(getattr(new, name)) for name in PRICES}
+    terms |= {"position_intent": intent_of(new.side, same.left)}
     status = OrderStatus.NEW if is_open(venue.now) else OrderStatus.ACCEPTED
     order = Order(*names, new.side, new.type, new.time_in_force, venue.now, venue.now, status=status, **terms)
     return with_stop(replace(order, hwm=venue.prices[new.symbol])) if new.type is OrderType.TRAILING_STOP else order
@@ -171,7 +176,7 @@ def admit(book: Book, new: NewOrder) -> Order:
         others = {side: book.queues.get((new.symbol, side), {}).values() for side in Side}
         same = book.line(new.symbol, new.side)
         check_order(book, new, others, same)
-        order = make_order(book, new)
+        order = make_order(book, new, same)
         check_power(book, order, same)
         change = Change(book.account, book.venue.now)
         change.order(order)
@@ -215,6 +220,8 @@ def revoke(book: Book, order_id: str) -> Order:
         order = find_order(book, order_id)
         if not order.is_open:
             raise unprocessable(f'order is already in "{order.status.value}" state')
+        if held := auction_holds(order, book.venue.now):
+            raise held
         change = Change(book.account, book.venue.now)
         change.order(canceled(order, book.venue.now))
         apply_change(book, change)
@@ -229,11 +236,12 @@ def cancel(book: Book, order_id: str) -> Order:
 
 
 def revoke_all(book: Book) -> list[Order]:
-    "Cancel every open order. It is durable after the store has settled."
+    "Cancel every open order but those that an auction holds. It is durable after the store has settled."
     with book.venue.lock:
         change = Change(book.account, book.venue.now)
         for order in list(book.working.values()):
-            change.order(canceled(order, book.venue.now))
+            if not auction_holds(order, book.venue.now):
+                change.order(canceled(order, book.venue.now))
         apply_change(book, change)
         return list(change.orders.values())
 
@@ -256,10 +264,12 @@ def _replacement(old: Order, terms: Terms) -> NewOrder:
     return NewOrder.model_construct(**new | left)  # a split may have brought old terms beyond what a client may send
 
 
-def check_replaceable(order: Order) -> None:
-    "Raise `Reject` for an order that is not at the market."
+def check_replaceable(order: Order, now: datetime) -> None:
+    "Raise `Reject` for an order that is not at the market, or that an auction holds."
     if not order.is_open:
         raise unprocessable(f'order is already in "{order.status.value}" state')
+    if held := auction_holds(order, now):
+        raise held
     if order.status is OrderStatus.ACCEPTED:
         raise unprocessable('cannot replace order in "accepted" state: the market does not have it before the open')
 
@@ -268,7 +278,7 @@ def amend(book: Book, order_id: str, terms: Terms) -> Order:
     "A new order with other terms in the place of an open one. It is durable after the store has settled."
     with book.venue.lock:
         now, old = book.venue.now, find_order(book, order_id)
-        check_replaceable(old)
+        check_replaceable(old, now)
         if terms.client_order_id in book.by_client_id:
             raise invalid("client_order_id must be unique")
         new, key = _replacement(old, terms), (old.symbol, old.side)
@@ -278,7 +288,7 @@ def amend(book: Book, order_id: str, terms: Terms) -> Order:
         kept = [name for name in ("limit_price", "stop_price") if getattr(terms, name) is None]
         check_order(book, new, others | {old.side: rest}, same, kept)
         done = old.filled_before + old.filled_qty
-        order = replace(make_order(book, new), replaces=old.id, filled_before=done, hwm=old.hwm)
+        order = replace(make_order(book, new, same), replaces=old.id, filled_before=done, hwm=old.hwm)
         order = with_stop(order) if order.type is OrderType.TRAILING_STOP else order
         order = replace(order, triggered=old.triggered and order.stop_price == old.stop_price)
         check_power(book, order, same, book.line(*key).reserved - same.reserved)

@@ -130,6 +130,7 @@ def order_json(order: Order) -> Json:
         "order_type": order.type.value,
         "type": order.type.value,
         "side": order.side.value,
+        "position_intent": order.position_intent,
         "time_in_force": order.time_in_force.value,
         "limit_price": number(order.limit_price),
         "stop_price": number(order.stop_price),
