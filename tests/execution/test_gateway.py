@@ -20,6 +20,7 @@ from tradenb.execution.controls import Allowed, Denial, Parent
 from tradenb.execution.gateway import Gateway
 from tradenb.execution.ledger import Ledger
 from tradenb.execution.orders import OrderIntent, OrderType, Side, TimeInForce
+from tradenb.execution.reconcile import reconcile
 from tradenb.execution.states import WORKING, OrderStatus
 from tradenb.execution.switch import Level, Switch
 
@@ -125,6 +126,29 @@ def test_a_dry_run_goes_the_whole_way_but_for_the_wire(ledger: Ledger, market: A
     assert rehearsal.submit(intent())[1] is False
     assert market.broker().orders() == {}
     assert Gateway(ledger, market.broker()).submit(intent())[0].status is OrderStatus.DRY_RUN
+
+
+def test_a_dry_run_cancels_nothing_at_the_broker(
+    ledger: Ledger, gateway: Gateway, market: Any, intent: Make, clock: SimulatedClock
+) -> None:
+    real, revived, rehearsed = intent("S01"), intent("S02"), intent("S03")
+    gateway.submit(real)
+    ledger.record_intent(revived)
+    late = gateway.stored(revived.client_order_id)
+    gateway.cancel(revived.client_order_id)
+    gateway.broker.submit(late)  # a packet that was held up
+    quiet = Gateway(ledger, market.broker(), dry_run=True)
+    quiet.submit(rehearsed)
+    with pytest.raises(OrderConflict, match="is dry_run: nothing left to cancel"):
+        quiet.cancel(rehearsed.client_order_id)
+    with pytest.raises(OrderConflict, match="a dry run sends nothing: cancel it with `tradenb kill cancel`"):
+        quiet.cancel(real.client_order_id)
+    reconcile(quiet)
+    assert {o.status for o in market.broker().orders().values()} == {"accepted"}
+    assert "cancel_requested" not in {e.kind for o in (real, revived) for e in ledger.events(o.client_order_id)}
+    gateway.resolve_all()  # in earnest again: what nobody wants any more goes
+    statuses = {o.symbol: o.status for o in market.broker().orders().values()}
+    assert statuses == {"S01": "accepted", "S02": "canceled"}
 
 
 def test_canceling(gateway: Gateway, market: Any, intent: Make) -> None:

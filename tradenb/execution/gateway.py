@@ -120,6 +120,9 @@ class Resolving(Desk):
         return self._given_up(now) if order.state.standing is Standing.CONCLUDED and now.status in WORKING else now
 
     def _given_up(self, order: StoredOrder) -> StoredOrder:
+        if self.dry_run:
+            self.log.warning("revived_order_left", client_order_id=order.client_order_id, symbol=order.symbol)
+            return order
         self.log.warning("revived_order_canceled", client_order_id=order.client_order_id, symbol=order.symbol)
         self.ledger.note(order.client_order_id, "cancel_requested", {"why": "it had been given up"})
         self.broker.cancel(order.broker_order_id or "")
@@ -274,7 +277,7 @@ class Gateway(Intake):
     "Orders in, orders out"
 
     def cancel(self, client_order_id: str) -> StoredOrder:
-        "Cancel an order; `OrderConflict` when it is too late, `BrokerUnavailable` when the broker cannot be reached"
+        "Cancel an order; `OrderConflict` when it is too late or this is a dry run, `BrokerUnavailable` when the broker cannot be reached"
         with self.lock(client_order_id):
             order = self.stored(client_order_id)
             if order.is_unresolved:
@@ -299,6 +302,10 @@ class Gateway(Intake):
         return order
 
     def _withdraw(self, order: StoredOrder) -> StoredOrder:
+        if self.dry_run:
+            raise OrderConflict(
+                f"{order.client_order_id} ({order.side} {order.symbol} {order.trade_date}) works at the broker, and a gateway in a dry run sends nothing: cancel it with `tradenb kill cancel`, or set execution.dry_run to false"
+            )
         self.ledger.note(order.client_order_id, "cancel_requested")
         refused = self.broker.cancel(order.broker_order_id or "")
         found = self.broker.find(order.client_order_id)
