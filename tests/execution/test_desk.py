@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +16,7 @@ from tradenb.core.clock import SimulatedClock, new_york
 from tradenb.core.errors import BrokerUnavailable
 from tradenb.core.settings import load
 from tradenb.execution.broker import Broker
-from tradenb.execution.desk import Prices, make_desk
+from tradenb.execution.desk import Prices, Rounds, make_desk, named
 from tradenb.execution.gateway import Gateway
 from tradenb.execution.orders import OrderIntent
 from tradenb.execution.states import OrderStatus
@@ -95,3 +96,38 @@ def test_what_a_stop_writes_off_may_be_asked_for_by_anybody(
     assert desk.ledger.claim(order.client_order_id, "the next one", until)
     assert desk.ledger.order(other.client_order_id).lease_owner == "somebody else"  # type: ignore[union-attr]
     desk.held.close()
+
+
+def test_gateways_of_data_roots_that_are_called_alike_have_other_names(tmp_path: Path) -> None:
+    "Two containers: the same hostname, the same path, each its own volume, and one database."
+    root = tmp_path / "data"
+    with named(root) as first:
+        (root / "state").rename(tmp_path / "of_the_first")
+        with named(root) as second:
+            assert second != first
+    with named(root) as again:
+        assert again == second
+
+
+class Books:
+    "What a comparison comes to, one after the other: `matched` of each."
+
+    def __init__(self, *matched: bool | Exception):
+        self.left = list(matched)
+
+    def __call__(self, day: Any, count: bool) -> Any:
+        found = self.left.pop(0) if len(self.left) > 1 else self.left[0]
+        if isinstance(found, Exception):
+            raise found
+        return SimpleNamespace(matched=found, differences=[] if found else ["one"])
+
+
+def test_books_that_differ_are_compared_again_soon_and_then_ever_more_seldom(
+    clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds, pauses = Rounds(Books(False, BrokerUnavailable("away"), False, False, True, False, True), clock, 5), []
+    stopping = SimpleNamespace(wait=lambda seconds: pauses.append(seconds) or len(pauses) == 8, set=lambda: None)
+    monkeypatch.setattr(rounds, "_stopping", stopping)
+    rounds.start()
+    rounds.stop(60)
+    assert pauses == [1, 2, 4, 5, 5, 1, 5, 5]

@@ -170,10 +170,39 @@ def test_a_broker_that_is_gone_is_a_503_and_a_restart_resumes(
     assert first.get("/api/v1/orders", params={"status": "unknown"}).json()["total"] == 1
     market.up(port)
     second = serve()
-    eventually(lambda: second.get("/health").json()["status"] == "ok")
+    eventually(lambda: second.get("/health").json()["reconciliation"])
     eventually(lambda: second.get("/api/v1/orders").json()["orders"][1]["status"] == "pending_new")
     repeated = second.post("/api/v1/orders", json=BODY)
     assert (repeated.status_code, repeated.json()["status"] in WORKING) == (200, True)
+    eventually(lambda: second.get("/health").json()["status"] == "ok")
+
+
+def test_books_that_could_not_be_compared_at_the_start_are_compared_again_soon(
+    serve: Callable[[], httpx.Client], market: Any, eventually: Any
+) -> None:
+    port = market.down()
+    client = serve()
+    eventually(lambda: (client.get("/health").json()["reconciliation"] or {}).get("error"))
+    market.up(port)
+    eventually(lambda: client.get("/health").json()["status"] == "ok")
+
+
+def test_a_dry_run_sends_no_cancellation_and_the_kill_switch_is_none(
+    settings: Settings, serve: Callable[[], httpx.Client], clock: SimulatedClock, market: Any
+) -> None:
+    name = serve().post("/api/v1/orders", json=BODY).json()["client_order_id"]
+    quiet = settings.model_copy(update={"execution": settings.execution.model_copy(update={"dry_run": True})})
+    turn = {"level": "cancel", "scope": "*", "who": "ada", "why": "a drill"}
+    with (
+        web.serving(create_app(quiet, clock, market.url)) as url,
+        httpx.Client(base_url=url, headers={"X-API-Key": KEY}) as client,
+    ):
+        refused = client.delete(f"/api/v1/orders/{name}")
+        assert (refused.status_code, refused.json()["code"]) == (409, "OrderConflict")
+        assert "a dry run sends nothing" in refused.json()["detail"]
+        assert [o.client_order_id for o in market.broker().open_orders()] == [name]
+        assert client.post("/api/v1/kill-switch", json=turn).json()["done"]["canceled"] == [name]
+    assert market.broker().open_orders() == []
 
 
 def test_the_trace_of_a_request_is_kept_with_its_order(client: httpx.Client) -> None:
