@@ -117,6 +117,16 @@ def test_what_nobody_knows_is_denied_unless_the_limit_that_needs_it_is_off(name:
     assert (code(BUY, blind), code(BUY, blind, without)) == (denial, "allowed")
 
 
+@pytest.mark.parametrize(
+    "day, found",
+    [(date(2017, 5, 31), "OTHER_SESSION"), (date(2017, 6, 1), "allowed"), (date(2017, 6, 2), "OTHER_SESSION")],
+)
+def test_an_order_is_for_the_session_that_the_broker_trades_in(day: date, found: str) -> None:
+    for order in (replace(BUY, trade_date=day), replace(SELL, trade_date=day)):
+        assert code(order, replace(CALM, session=date(2017, 6, 1), held=D(100))) == found
+    assert code(replace(BUY, trade_date=day), CALM) == "allowed"  # nobody asked
+
+
 def test_a_short_sale_needs_the_word_that_shares_can_be_borrowed() -> None:
     assert code(SELL, replace(CALM, shortable=None)) == "SHORT_UNKNOWN"
     assert code(SELL, replace(CALM, shortable=False)) == "SHORT_UNAVAILABLE"

@@ -17,7 +17,7 @@ from tradenb.execution.broker import Broker, alpaca_client
 from tradenb.execution.controls import Allowed, Limits, Parent
 from tradenb.execution.gateway import Gateway
 from tradenb.execution.ledger import Ledger
-from tradenb.execution.orders import OrderIntent, Side
+from tradenb.execution.orders import OrderIntent, Side, TimeInForce
 from tradenb.execution.reference import Guard, Reference, closed_since, limits_of, remember, session_of
 from tradenb.execution.switch import Level, Switch
 
@@ -95,6 +95,22 @@ def test_a_name_that_does_not_print_any_more_goes_stale_and_may_still_be_sold(
     reference = gateway.guard.reference
     assert closed_since(reference.facts.dates["S02"], MORNING) == 2
     assert closed_since(reference.facts.dates["S01"], MORNING) == 0
+
+
+def test_an_order_of_another_session_stays_here_and_the_next_one_may_come_after_the_close(
+    market: Market, engine: Engine, clock: SimulatedClock, intent: Callable[..., OrderIntent]
+) -> None:
+    gateway, yesterday, tomorrow = desk(market, engine, clock), date(2017, 5, 31), date(2017, 6, 2)
+    for day in (yesterday, tomorrow):
+        assert outcome(gateway, intent("S01", 10, trade_date=day)) == "OTHER_SESSION"
+    assert {d.numbers["session"] for d in gateway.ledger.denials()} == {str(DAY)}
+    assert not market.broker().orders()
+    assert outcome(gateway, intent("S01", 10)) == "accepted"
+    evening = new_york(DAY, 17)
+    market.step(evening)
+    clock.advance_to(evening)
+    assert outcome(gateway, intent("S02", 10)) == "OTHER_SESSION"
+    assert outcome(gateway, intent("S02", 10, trade_date=tomorrow, time_in_force=TimeInForce.DAY)) == "accepted"
 
 
 def test_an_outage_is_told_as_such_and_an_order_that_no_limit_asks_about_passes(

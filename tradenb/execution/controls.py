@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ZERO', 'Numbers', 'NEED_PRICE', 'NEED_EQUITY', 'SHORT_MARGIN', 'CONTROLS', 'LOSSES', 'UNKNOWNS', 'LAST_HOP', 'WIRE',
            'Allowed', 'Denial', 'Parent', 'Limits', 'RiskState', 'Case', 'Control', 'beyond', 'switched_off', 'lost',
-           'no_duplicate', 'within_parent', 'off_the_market', 'stale', 'of_the_volume', 'position_after', 'gross_after',
-           'net_after', 'sold_short', 'power_needed', 'unknown', 'shown', 'denial_of', 'check', 'halting', 'as_wired',
-           'differs']
+           'of_another_session', 'no_duplicate', 'within_parent', 'off_the_market', 'stale', 'of_the_volume',
+           'position_after', 'gross_after', 'net_after', 'sold_short', 'power_needed', 'unknown', 'shown', 'denial_of',
+           'check', 'halting', 'as_wired', 'differs']
 
 # %% ../../nbs/execution/08_controls.ipynb #45de5912
 from collections.abc import Callable, Mapping
@@ -81,6 +81,7 @@ class RiskState:
 
     blocked: str = ""  # why no order may pass; empty: nothing stands in the way
     reduce_only: str = ""  # why only reducing orders may pass
+    session: date | None = None  # the present one by the broker's clock, or the coming one; None: nobody asked
     price: Decimal | None = None  # last trade, in the shares of the trade date
     price_date: date | None = None  # the session it was printed in
     price_age: int | None = None  # sessions that have closed since
@@ -194,6 +195,12 @@ def lost(state: RiskState, since: Decimal | None, limit: Decimal) -> Numbers | N
     return beyond((since - equity) / since, limit, equity=equity, since=since)
 
 
+def of_another_session(case: Case) -> Numbers | None:
+    "Not for the session in which the broker would work it"
+    session = case.state.session
+    return {"session": session} if session not in (None, case.order.trade_date) else None
+
+
 def no_duplicate(case: Case) -> Numbers | None:
     "Another order has the same purpose"
     twin = case.state.duplicate_of
@@ -299,6 +306,7 @@ CONTROLS: tuple[Control, ...] = (
     Control("DRAWDOWN", ("max_drawdown",), "(c)(1)(i)", True, "a smaller loss since the highest equity", lambda c: lost(c.state, c.state.peak_equity, c.limits.max_drawdown)),
     Control("SYMBOL_RESTRICTED", ("restricted",), "(c)(2)(ii)", False, "a symbol that is not in limits.restricted", lambda c: {"symbol": c.order.symbol} if c.order.symbol in c.limits.restricted else None),
     Control("SYMBOL_NOT_TRADABLE", (), "(c)(2)(i)", False, "a symbol that the broker trades", lambda c: {"tradable": False} if c.state.tradable is False else None),
+    Control("OTHER_SESSION", (), "(c)(1)(ii)", False, "an order for the session that the broker trades in now or next", of_another_session),
     Control("DUPLICATE_ORDER", (), "(c)(1)(ii)", False, "another sequence number for a deliberate repeat", no_duplicate),
     Control("PARENT_QTY_EXCEEDED", (), "(c)(1)(ii)", False, "children that are together no larger than their parent", within_parent),
     Control("PRICE_UNKNOWN", NEED_PRICE, "(c)(1)(ii)", False, "a last price to value the order at", unknown("price")),

@@ -322,6 +322,7 @@ class Judging:
             else asset is not None and asset.shortable and asset.easy_to_borrow
         )
         return {
+            "session": session_of(now),
             "price": facts.prices.get(symbol),
             "price_date": printed,
             "price_age": closed_since(printed, now) if printed else None,
