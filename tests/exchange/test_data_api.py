@@ -383,6 +383,16 @@ def test_a_time_before_all_calendars_is_refused_and_no_crash(serve):
         assert (reply.status_code, reply.json()["code"]) == (422, 40010001)
 
 
+def test_trades_up_to_the_last_of_all_days_are_those_up_to_now(serve):
+    http = serve(at=new_york(MONDAY, 12)).http
+    for kind in ("trades", "quotes", "bars"):
+        ask = lambda end, kind=kind: http.get(f"/v2/stocks/{kind}?symbols=ACME&start=2024-03-01&end={end}")
+        assert ask("9999-12-31").json() == ask("2024-03-04").json()
+        assert list(ask("9999-12-31").json()[kind]) == ["ACME"]
+        reply = ask("9999-12-31T23:00:00-05:00")
+        assert (reply.status_code, "outside the calendar" in reply.json()["message"]) == (422, True)
+
+
 def test_a_feed_that_cannot_be_read_says_which_file(tmp_path):
     folder = write_rows(tmp_path / "feed", [])
     (folder / "bars.parquet").write_bytes(b"no parquet at all")

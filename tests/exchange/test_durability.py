@@ -8,7 +8,9 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import httpx
@@ -19,7 +21,7 @@ from tradenb.exchange import venue as floor
 from tradenb.exchange.accounts import fold
 from tradenb.exchange.rules import NewOrder, Reject
 from tradenb.exchange.service import create_app
-from tradenb.exchange.store import Store, StoreBroken
+from tradenb.exchange.store import Store, StoreBroken, Write
 
 KEYS = ("PKTEST", "secret-of-the-test")
 MONDAY, TUESDAY = date(2024, 3, 4), date(2024, 3, 5)
@@ -273,6 +275,23 @@ def test_a_migration_that_is_cut_off_leaves_the_old_file(tmp_path, feed):
     db.execute("drop table old_closes")
     db.execute("update activities set body = substr(body, 1, length(body) - 1)")
     assert list(Store(tmp_path / "exchange.db").load().accounts) == ["paper"]
+
+
+def test_a_replacement_of_former_times_counts_what_the_orders_before_it_have_got(tmp_path, feed):
+    old_file(tmp_path / "exchange.db").close()
+    Store(tmp_path / "exchange.db").close()
+    chain = {"status": "replaced", "filled_qty": "4", "replaced_by": "2"}, {"replaces": "1", "filled_qty": "3"}
+    with contextlib.closing(sqlite3.connect(tmp_path / "exchange.db", isolation_level=None)) as db:
+        db.execute("delete from orders")
+        for number, terms in enumerate([*chain, {"replaces": "2", "qty": "3"}], start=1):
+            body = OLD_ORDER | {"id": str(number), "client_order_id": f"c{number}", "sequence": number} | terms
+            db.execute("insert into orders values ('paper', ?, ?)", (number, json.dumps(body)))
+    store = Store(tmp_path / "exchange.db")
+    orders = store.load().accounts["paper"].orders
+    assert [o.filled_before for o in orders] == [0, 4, 7]
+    store.commit(Write("paper", (replace(orders[2], filled_before=Decimal(14)),)))  # after a split
+    assert [o.filled_before for o in store.load().accounts["paper"].orders] == [0, 4, 14]
+    store.close()
 
 
 def test_a_file_that_is_none_of_ours_is_refused_in_a_line(tmp_path):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tradenb.core.clock import Stopwatch
-from tradenb.core.errors import InputError
+from tradenb.core.errors import InputError, one_line
 from tradenb.core.web import serving
 from tradenb.exchange.faults import (
     ON_EVENTS,
@@ -162,6 +162,13 @@ def test_a_plan_is_read_from_a_file_and_its_absence_is_named(tmp_path: Path):
     assert read_plan(tmp_path / "plan.json") == Plan(seed=5, rules=(Rule(kind="slow", on="GET /v2/clock"),))
     with pytest.raises(InputError, match="no fault plan"):
         read_plan(tmp_path / "none.json")
+
+
+def test_a_wrong_word_in_a_plan_is_named_before_the_right_ones(tmp_path: Path):
+    (tmp_path / "plan.json").write_text('{"rules": [{"kind": "slwo"}]}')
+    with pytest.raises(InputError) as wrong:
+        read_plan(tmp_path / "plan.json")
+    assert "rules.0.kind: found 'slwo': Input should be 'timeout_before'" in one_line(wrong.value)
 
 
 faulted = st.lists(st.none() | st.sampled_from(sorted(ON_EVENTS)), max_size=12)

@@ -351,6 +351,32 @@ def test_a_server_without_a_feed_or_keys_does_not_start(tmp_path, serve):
         create_app(tmp_path / "none", tmp_path / "x.db")
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "range_"),
+    [
+        ("slippage_bps", 20_000, "0 to 1000"),
+        ("slippage_bps", -1, "0 to 1000"),
+        ("fee_bps", float("inf"), "0 to 1000"),
+        ("volume_share", 1.5, "0 to 1"),
+        ("volume_share", float("nan"), "0 to 1"),
+        ("multiplier", 100, "1 to 8"),
+        ("cash", Decimal(10) ** 30, "0 to 1000000000000"),
+        ("speed", 1e9, "0 to 100000"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(tmp_path, feed, setting, value, range_):
+    with pytest.raises(ConfigError) as wrong:
+        create_app(tmp_path / "feed", tmp_path / "x.db", key_id="a", secret_key="b", **{setting: value})
+    assert str(wrong.value) == f"exchange.{setting}={value}: expected a number from {range_}"
+    assert not (tmp_path / "x.db").exists()
+
+
+def test_a_wrong_word_in_a_plan_is_named(serve):
+    reply = serve().http.post("/admin/faults", json={"rules": [{"kind": "slwo"}]})
+    assert reply.status_code == 422
+    assert reply.json()["message"].startswith("rules.0.kind: found 'slwo': Input should be 'timeout_before'")
+
+
 def test_the_settings_describe_the_exchange(tmp_path, serve):
     serve()
     (tmp_path / "root" / "state").mkdir(parents=True)

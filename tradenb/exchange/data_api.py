@@ -71,7 +71,7 @@ def day_in(text: str | None, default: date) -> date:
     try:
         return day_of(text) if text else default
     except ValueError:
-        raise invalid(f"{text!r} is not a date or an RFC 3339 time") from None
+        raise invalid(f"{text!r} is not a date or an RFC 3339 time, or lies outside the calendar") from None
 
 # %% ../../nbs/exchange/12_data_api.ipynb #45f2581d
 class SeriesQuery(BaseModel):
@@ -232,10 +232,11 @@ def instant_in(text: str | None, default: datetime, late: bool) -> datetime:
     try:
         day = date.fromisoformat(text) if len(text) == 10 else None
         if day is not None:
+            day = min(day, date.max - timedelta(days=1))  # the last day of all ends, in UTC, in no year that has a date
             return new_york(day, 23, 59) + timedelta(seconds=59) if late else new_york(day, 0)
         return aware(datetime.fromisoformat(text)).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise invalid(f"{text!r} is not a date or an RFC 3339 time") from None
+        raise invalid(f"{text!r} is not a date or an RFC 3339 time, or lies outside the calendar") from None
 
 
 def auctions(venue: Venue, query: PrintQuery) -> list[tuple[str, datetime, Decimal]]:
