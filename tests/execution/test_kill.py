@@ -23,7 +23,7 @@ from tradenb.execution.gateway import Gateway
 from tradenb.execution.intents import Admission, new_order
 from tradenb.execution.kill import Books, Done, Kill, closing_name, open_books, smaller
 from tradenb.execution.ledger import Ledger
-from tradenb.execution.orders import OrderIntent, Side, TimeInForce
+from tradenb.execution.orders import OrderIntent, OrderType, Side, TimeInForce
 from tradenb.execution.states import OrderStatus
 from tradenb.execution.switch import Level, Switch
 
@@ -191,6 +191,41 @@ def test_a_closing_order_that_would_close_too_much_is_taken_back(
     built.step(new_york(NEXT, 17))
     done = killer(built, engine, clock).turn(Level.FLATTEN, "ann")
     assert (held(built), done.held, never_flipped(built)) == ({}, {}, True)
+
+
+def test_a_strategys_order_that_a_person_replaced_at_the_broker_is_still_its_own(
+    built: Market, ledger: Ledger, clock: SimulatedClock, intent: Callable[..., OrderIntent]
+) -> None:
+    built.step(OPEN)
+    broker, resting = built.broker(), {"type": OrderType.LIMIT, "time_in_force": TimeInForce.DAY, "trade_date": NEXT}
+    order, _ = Gateway(ledger, broker).submit(intent("S05", 10, limit_price=Decimal(5), **resting))
+    other, _ = Gateway(ledger, broker).submit(intent("S06", 10, limit_price=Decimal(5), strategy="other", **resting))
+    ids = [str(order.broker_order_id), str(other.broker_order_id)]
+    for price in ("5.10", "5.20"):
+        ids = [broker.client._request("PATCH", f"/orders/{id_}", {"limit_price": price})["id"] for id_ in ids]
+    mine, others = broker.order(ids[0]), broker.order(ids[1])
+    done = killer(built, ledger.engine, clock, "strategy:test").turn(Level.CANCEL, "ann")
+    assert (done.canceled, done.open, done.exit_code) == ([mine.client_order_id], [], 0)
+    assert [o.id for o in broker.open_orders()] == [others.id]
+
+
+class Held(Broker):
+    "A broker that takes a request to cancel, and does not act on it."
+
+    def cancel(self, broker_order_id: str) -> None: ...
+
+
+def test_a_replaced_order_that_stays_open_is_told_as_open(
+    built: Market, ledger: Ledger, clock: SimulatedClock, intent: Callable[..., OrderIntent]
+) -> None:
+    built.step(OPEN)
+    resting = {"type": OrderType.LIMIT, "time_in_force": TimeInForce.DAY, "trade_date": NEXT}
+    order, _ = Gateway(ledger, built.broker()).submit(intent("S05", 10, limit_price=Decimal(5), **resting))
+    told = built.broker().client._request("PATCH", f"/orders/{order.broker_order_id}", {"limit_price": "5.10"})
+    broker = Held(alpaca_client(built.url, "K", "S", 5), built.url, backoff_s=0.01)
+    kill = Kill(broker, Books(ledger.engine, clock), "strategy:test", pause_s=0.01, looks=2)
+    done = kill.turn(Level.CANCEL, "ann")
+    assert (done.open, done.exit_code) == ([told["client_order_id"]], 2)
 
 
 def test_a_symbol_and_a_strategy_close_what_is_theirs(

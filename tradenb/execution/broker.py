@@ -61,6 +61,7 @@ class BrokerOrder:
     time_in_force: str = ""
     created_at: datetime | None = None
     filled_at: datetime | None = None
+    replaces: str | None = None  # id of the order in whose place it was put
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +189,12 @@ def broker_order(answer: Mapping[str, Any]) -> BrokerOrder:
     "An order from the wire; raises `ValueError`, `KeyError` or `TypeError` when it is none"
     names = {name: word(answer, name) for name in ("id", "client_order_id", "symbol", "side", "status")}
     more = {name: str(answer.get(name) or "") for name in ("type", "time_in_force")}
+    place = word(answer, "replaces") if answer.get("replaces") else None
     times = {name: moment(answer.get(name)) for name in ("created_at", "filled_at")}
     numbers = {name: at_least_0(decimal(answer.get(name))) for name in ("qty", "filled_qty", "filled_avg_price")}
     if filled := numbers.pop("filled_qty") or Decimal(0):
         times["filled_at"] = times["filled_at"] or moment(answer.get("updated_at"))  # a part, and then canceled
-    return BrokerOrder(**names | {"side": SIDES[names["side"]].value}, **more, **times, **numbers, filled_qty=filled)  # type: ignore[arg-type]
+    return BrokerOrder(**names | {"side": SIDES[names["side"]].value}, **more, **times, **numbers, filled_qty=filled, replaces=place)  # type: ignore[arg-type]
 
 
 def broker_position(answer: Mapping[str, Any]) -> BrokerPosition:

@@ -166,11 +166,19 @@ class Scoped:
         if self.kind == "symbol":
             return order.symbol == self.name
         if self.kind == "strategy":
-            found = self.books.ask(
-                done, "whose orders are whose", lambda: self.books.ledger.order(order.client_order_id), None
-            )
+            found = self.books.ask(done, "whose orders are whose", lambda: self.origin(order), None)
             return found is not None and found.strategy == self.name
         return True
+
+    def origin(self, order: BrokerOrder) -> StoredOrder | None:
+        "The order of ours that one at the broker is, or in whose place it was put there"
+        seen = {order.id}
+        while (ours := self.books.ledger.order(order.client_order_id)) is None:
+            if order.replaces is None or order.replaces in seen:
+                return None
+            seen.add(order.replaces)
+            order = self.broker.order(order.replaces)
+        return ours
 
     def open_orders(self, done: Done) -> list[BrokerOrder]:
         "Orders of the scope that may still fill"
