@@ -87,7 +87,8 @@ def test_orders_are_listed_by_status_symbol_and_time(serve):
     assert ids(status=QueryOrderStatus.ALL, symbols=["ACME"], direction="asc") == [sent[0].id, sent[1].id]
     assert ids(status=QueryOrderStatus.ALL, limit=1) == [sent[2].id]
     assert ids(after=new_york(MONDAY, 9)) == []
-    assert len(ids(after=new_york(MONDAY, 8), until=new_york(MONDAY, 9))) == 2
+    assert len(ids(after=new_york(MONDAY, 8), until=new_york(MONDAY, 9, 1))) == 2
+    assert ids(after=new_york(MONDAY, 8), until=new_york(MONDAY, 9)) == []
 
 
 def test_orders_are_replaced_and_canceled(serve):

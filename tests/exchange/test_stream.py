@@ -98,9 +98,17 @@ def login(key="PKTEST", secret="secret-of-the-test") -> str:
 
 def test_a_stranger_is_told_so_and_sent_away(serve):
     exchange = serve()
-    for first in (login(secret="no"), "nonsense", "[]", '{"action": "listen"}', '{"data": 5}', login("\ud800")):
+    for first in (login(secret="no"), "nonsense", "[]", '{"data": 5}', login("\ud800")):
         (answer,) = talk(exchange, first, answered=1)
         assert answer == {"stream": "authorization", "data": {"status": "unauthorized", "action": "authenticate"}}
+
+
+def test_who_listens_before_he_has_said_who_he_is_may_still_say_it(serve):
+    listen = json.dumps({"action": "listen", "data": {"streams": ["trade_updates"]}})
+    early, known, heard = talk(serve(), listen, login(), listen, answered=3)
+    assert early == {"stream": "authorization", "data": {"status": "unauthorized", "action": "listen"}}
+    assert known == {"stream": "authorization", "data": {"status": "authorized", "action": "authenticate"}}
+    assert heard == {"stream": "listening", "data": {"streams": ["trade_updates"]}}
 
 
 def test_odd_messages_after_the_handshake_do_no_harm(serve):

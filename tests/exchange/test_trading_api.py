@@ -24,6 +24,7 @@ from alpaca.trading.requests import (
 from tradenb.core.calendar import sessions
 from tradenb.core.clock import NEW_YORK, new_york
 from tradenb.exchange import venue as floor
+from tradenb.exchange.rules import NewOrder
 
 FRIDAY, MONDAY, TUESDAY, WEDNESDAY = date(2024, 3, 1), date(2024, 3, 4), date(2024, 3, 5), date(2024, 3, 6)
 DAY, GTC, OPG = TimeInForce.DAY, TimeInForce.GTC, TimeInForce.OPG
@@ -297,6 +298,22 @@ def test_activities_are_chosen_by_kind_day_and_category(serve):
     assert exchange.http.get("/v2/account/activities", params={"page_size": 101}).status_code == 422
 
 
+def test_a_question_for_one_day_is_answered_whole(serve):
+    exchange = serve(volume_share=1)
+    with exchange.app.state.venue.lock:
+        book = exchange.app.state.venue.books["paper"]
+        for number in range(120):
+            floor.admit(book, NewOrder(symbol="ACME", side="buy", type="market", time_in_force="opg", qty=number + 1))
+    exchange.step(new_york(MONDAY, 17))
+    ask = lambda **p: exchange.http.get("/v2/account/activities", params={"direction": "asc"} | p).json()
+    assert (len(ask()), len(ask(date=MONDAY)), len(ask(date=MONDAY, page_size=110))) == (100, 121, 110)
+    assert ask(date="2024-03-04T00:00:00Z") == ask(date=MONDAY)
+    last = ask()[-1]
+    assert ask() + ask(page_token=last["id"]) == ask(date=MONDAY)
+    trade = ask(activity_types="FILL")[0]["transaction_time"]
+    assert [a["activity_type"] for a in ask(until=trade)] == ["CSD"]
+
+
 def test_shares_that_a_company_moves_are_told_with_what_they_cost(serve):
     bars = [("ACME", d, 100.0, 101.0, 99.0, 100.0, 50_000) for d in (FRIDAY, MONDAY)]
     bars += [("ACMX", TUESDAY, 75.0, 76.0, 74.0, 75.0, 50_000), ("NEWCO", FRIDAY, 50.0, 50.0, 50.0, 50.0, 9)]
@@ -374,7 +391,17 @@ def test_cash_flows_are_told_by_kind_and_day(serve):
     }
 
 
-@pytest.mark.parametrize("wrong", [{"timeframe": "15Min"}, {"period": "1Y"}, {"period": "0D"}, {"date_end": "soon"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"timeframe": "15Min"},
+        {"period": "1Y"},
+        {"period": "0D"},
+        {"date_end": "soon"},
+        {"period": "1W", "start": "2024-03-01", "end": "2024-03-05"},
+        {"period": "1W", "start": "2024-03-01", "date_end": "2024-03-05"},
+    ],
+)
 def test_a_history_that_cannot_be_told_is_refused(serve, wrong):
     answer = serve().http.get("/v2/account/portfolio/history", params=wrong)
     assert answer.status_code == 422
@@ -382,6 +409,12 @@ def test_a_history_that_cannot_be_told_is_refused(serve, wrong):
 
 
 # The market
+
+
+def test_the_calendar_tells_how_long_is_traded_after_an_early_close(serve):
+    days = serve().http.get("/v2/calendar", params={"start": "2024-11-27", "end": "2024-11-29"}).json()
+    told = [(day["date"], day["close"], day["session_close"]) for day in days]
+    assert told == [("2024-11-27", "16:00", "2000"), ("2024-11-29", "13:00", "1700")]
 
 
 def test_announcements_are_told_when_they_are_known_and_found_by_id(serve):

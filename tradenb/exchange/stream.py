@@ -154,12 +154,15 @@ def credentials(message: Json) -> tuple[str, str]:
     return str(key), str(secret)
 
 
+def _authorization(status: str, action: str = "authenticate") -> str:
+    return json.dumps({"stream": "authorization", "data": {"status": status, "action": action}})
+
+
 async def _admitted(hub: Hub, socket: WebSocket) -> str | None:
-    message = parsed(await receive_text(socket))
+    while (message := parsed(await receive_text(socket))).get("action") == "listen":  # too early
+        await socket.send_text(_authorization("unauthorized", "listen"))
     account = hub.admits(*credentials(message)) if message.get("action") in ("authenticate", "auth") else None
-    status = "authorized" if account else "unauthorized"
-    data = {"status": status, "action": "authenticate"}
-    await socket.send_text(json.dumps({"stream": "authorization", "data": data}))
+    await socket.send_text(_authorization("authorized" if account else "unauthorized"))
     if not account:
         await socket.close()
     return account
