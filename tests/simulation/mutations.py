@@ -250,7 +250,7 @@ MUTATIONS: dict[str, Mutation] = {
     "lapsed_unasked": Mutation("what may be in flight is given up without asking", lambda: [on(Gateway, "resolve", _lapsed_unasked)]),
     "canceled_here_only": Mutation("a cancellation is written and not sent", lambda: [on(Gateway, "_withdraw", _canceled_here)]),
     "gap_forgotten": Mutation("nothing is asked for after a gap", lambda: [on(updates, "catch_up", _never_caught_up), on(reconcile, "catch_up", _never_caught_up)]),
-    "inferred_doubled": Mutation("an inferred fill stays beside the real one", lambda: [on(ledger, "replaced", _not_replaced)]),
+    "inferred_doubled": Mutation("an inferred fill stays beside the real one", lambda: [on(ledger, "replaced", _not_replaced)], seed=1030, days=400),  # in one world of thirty an inference comes first and the real one after it
     "timeout_is_rejection": Mutation("no answer counts as a rejection", lambda: [on(broker.Submitting, "submit", _timeout_is_rejection)]),
     "504_is_rejection": Mutation("a 504 counts as a rejection", lambda: [on(broker, "judgement", _judged_as_rejection)]),
     "switch_unread": Mutation("neither admission nor last look reads the switch", lambda: [on(gateway.Switch, "forbids", _open_switch), on(gateway.Switch, "standing", lambda real: lambda self, *a, **n: None)], drill=True),
