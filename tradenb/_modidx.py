@@ -2221,6 +2221,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'tradenb.execution.kill.Closing': ('execution/kill.html#closing', 'tradenb/execution/kill.py'),
                                         'tradenb.execution.kill.Closing._close': ( 'execution/kill.html#closing._close',
                                                                                    'tradenb/execution/kill.py'),
+                                        'tradenb.execution.kill.Closing._worked': ( 'execution/kill.html#closing._worked',
+                                                                                    'tradenb/execution/kill.py'),
                                         'tradenb.execution.kill.Closing._written': ( 'execution/kill.html#closing._written',
                                                                                      'tradenb/execution/kill.py'),
                                         'tradenb.execution.kill.Closing.attempt': ( 'execution/kill.html#closing.attempt',

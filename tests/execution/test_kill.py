@@ -24,6 +24,7 @@ from tradenb.execution.intents import Admission, new_order
 from tradenb.execution.kill import Books, Done, Kill, closing_name, open_books, smaller
 from tradenb.execution.ledger import Ledger
 from tradenb.execution.orders import OrderIntent, OrderType, Side, TimeInForce
+from tradenb.execution.reconcile import Cause, reconcile
 from tradenb.execution.states import OrderStatus
 from tradenb.execution.switch import Level, Switch
 
@@ -264,6 +265,73 @@ def test_what_another_strategys_order_is_closing_already_is_not_closed_again(
     assert [o.qty for o in closing] in ([Decimal(30)], []), done
     built.step(new_york(NEXT, 17))
     assert held(built).get("S01", Decimal(0)) == 0 and never_flipped(built)
+
+
+class Crowded(Broker):
+    "A broker at which somebody sells by hand, in the moment before the first closing order leaves."
+
+    by_hand: dict[str, str] | None = None
+
+    def submit(self, order: Any, **options: Any) -> Any:
+        if self.by_hand:
+            body, self.by_hand = self.by_hand, None
+            self.client.post("/orders", body)
+        return super().submit(order, **options)
+
+
+@pytest.fixture
+def crowded(built: Market) -> Broker:
+    "300 shares are held, and of these 100 are about to be sold by hand when the first closing order leaves: it is refused."
+    broker = Crowded(alpaca_client(built.url, "K", "S", 5), built.url, backoff_s=0.01)
+    broker.by_hand = {"symbol": "S01", "qty": "100", "side": "sell", "type": "market", "time_in_force": "opg"}
+    return broker
+
+
+def closed_in_the_end(market: Market, ledger: Ledger, clock: SimulatedClock) -> None:
+    "The order for what is held works under the name that was refused before, and the books agree."
+    name = closing_name(NEXT, "S01", 1)
+    found = market.broker().find(name)
+    assert found is not None and (found.qty, held(market)["S01"]) == (200, 200)
+    market.step(new_york(NEXT, 16, 30))
+    last = killer(market, ledger.engine, clock, "symbol:S01").turn(Level.FLATTEN, "ann")
+    assert (last.held, last.exit_code, never_flipped(market)) == ({}, 0, True)
+    result = reconcile(Gateway(ledger, market.broker()))
+    noted = [(d.kind, d.named) for d in result.noted if d.key == name]
+    assert (result.differences, noted) == ((), [("order", Cause.KILL_SWITCH)])
+
+
+def test_a_position_that_changes_after_a_refusal_is_closed_by_the_same_run(
+    built: Market, ledger: Ledger, clock: SimulatedClock, crowded: Broker
+) -> None:
+    books, to_the_open = Books(ledger.engine, clock), lambda _: built.step(OPEN)
+    done = Kill(crowded, books, "symbol:S01", pause=to_the_open, looks=3).turn(Level.FLATTEN, "ann")
+    assert (done.sent, done.troubles, done.exit_code) == ([closing_name(NEXT, "S01", 1)], [], 2)
+    closed_in_the_end(built, ledger, clock)
+
+
+def test_a_position_that_changes_after_a_refusal_is_closed_by_the_next_run(
+    built: Market, ledger: Ledger, clock: SimulatedClock, crowded: Broker
+) -> None:
+    first = Kill(crowded, Books(ledger.engine, clock), "symbol:S01", pause_s=0.01).turn(Level.FLATTEN, "ann")
+    assert (first.sent, first.opens_at, first.exit_code) == ([], None, 1)
+    assert "cannot be closed: 403" in first.troubles[0]
+    built.step(OPEN)
+    second = killer(built, ledger.engine, clock, "symbol:S01", looks=3).turn(Level.FLATTEN, "ann")
+    assert (second.sent, second.troubles) == ([closing_name(NEXT, "S01", 1)], [])
+    closed_in_the_end(built, ledger, clock)
+
+
+def test_an_order_that_is_refused_while_the_market_is_shut_is_tried_again(
+    built: Market, ledger: Ledger, clock: SimulatedClock, crowded: Broker
+) -> None:
+    def pause(_: float) -> None:
+        "Who wanted to sell by hand thinks again."
+        for order in built.broker().open_orders():
+            if not order.client_order_id.startswith("kill-"):
+                built.broker().cancel(order.id)
+
+    done = Kill(crowded, Books(ledger.engine, clock), pause=pause).turn(Level.FLATTEN, "ann")
+    assert (len(done.sent), done.opens_at, done.exit_code) == (4, new_york(NEXT, 9, 30), 0)
 
 
 def test_two_at_once_close_once(built: Market, engine: Engine, clock: SimulatedClock) -> None:

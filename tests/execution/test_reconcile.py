@@ -211,6 +211,15 @@ def test_a_rehearsed_order_should_not_be_at_the_broker(sent: StoredOrder) -> Non
     assert judged(rehearsed, theirs_of(sent)) is Cause.FOREIGN_ORDER
 
 
+def test_a_closing_order_may_be_for_what_was_held_when_it_left(sent: StoredOrder) -> None:
+    closing, smaller = replace(sent, client_order_id="kill-20170601-S01-1"), {"qty": D(60)}
+    assert judged(closing, replace(theirs_of(closing), **smaller)) is Cause.KILL_SWITCH
+    assert judged(closing, replace(theirs_of(closing, "canceled"), **smaller)) is Cause.MISSED_EVENT
+    other_side = {"side": "sell" if closing.side == "buy" else "buy"}
+    assert judged(closing, replace(theirs_of(closing), **smaller | other_side)) is Cause.UNEXPLAINED
+    assert judged(sent, replace(theirs_of(sent), **smaller)) is Cause.UNEXPLAINED
+
+
 def test_the_broker_may_be_further_and_never_elsewhere(sent: StoredOrder) -> None:
     filled = replace(sent, status=OrderStatus.FILLED, filled_qty=D(100), filled_avg_price=D(20))
     assert judged(sent, theirs_of(sent, "canceled")) is Cause.MISSED_EVENT

@@ -194,7 +194,8 @@ def broker_order(answer: Mapping[str, Any]) -> BrokerOrder:
     numbers = {name: at_least_0(decimal(answer.get(name))) for name in ("qty", "filled_qty", "filled_avg_price")}
     if filled := numbers.pop("filled_qty") or Decimal(0):
         times["filled_at"] = times["filled_at"] or moment(answer.get("updated_at"))  # a part, and then canceled
-    return BrokerOrder(**names | {"side": SIDES[names["side"]].value}, **more, **times, **numbers, filled_qty=filled, replaces=place)  # type: ignore[arg-type]
+    names["side"] = SIDES[names["side"]].value
+    return BrokerOrder(**names, **more, **times, **numbers, filled_qty=filled, replaces=place)  # type: ignore[arg-type]
 
 
 def broker_position(answer: Mapping[str, Any]) -> BrokerPosition:

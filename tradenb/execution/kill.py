@@ -322,24 +322,26 @@ class Canceling(Scoped):
             done.canceled.append(order.client_order_id)
             self.log.warning("kill_canceled", client_order_id=order.client_order_id, symbol=order.symbol)
 
-    def fence(self, done: Done) -> None:
+    def fence(self, done: Done) -> dict[str, str]:  # names that could not be burned, and why
         "See to it that no order that is in flight can arrive"
+        loose: dict[str, str] = {}
         for order in self.in_flight(done):
             self.tell(f"asking for {order.side} {order.symbol} in flight")
-            found = self.broker.find(order.client_order_id) or self._burn(done, order)
+            found = self.broker.find(order.client_order_id) or self._burn(done, order, loose)
             if found is not None:
                 now = self._ended(done, found)
                 write = lambda order=order, now=now: adopt(self.books.ledger, order.client_order_id, now, "kill", order)
                 self.books.write(done, "what became of orders in flight", write)
+        return loose
 
-    def _burn(self, done: Done, order: StoredOrder) -> BrokerOrder | None:
+    def _burn(self, done: Done, order: StoredOrder, loose: dict[str, str]) -> BrokerOrder | None:
         outcome = self.broker.submit(burning(order), ask_first=True)
         if isinstance(outcome, Confirmed):
             done.burned.append(order.client_order_id)
             self.log.warning("kill_burned", client_order_id=order.client_order_id, symbol=order.symbol)
             return outcome.order
-        reason = outcome.reason
-        done.trouble(f"{order.side} {order.symbol} ({order.client_order_id}) may still arrive at the broker: {reason}")
+        name, reason = order.client_order_id, outcome.reason
+        loose[name] = f"{order.side} {order.symbol} ({name}) may still arrive at the broker: {reason}"
         return None
 
     def _ended(self, done: Done, order: BrokerOrder) -> BrokerOrder:
@@ -386,21 +388,28 @@ class Closing(Canceling):
             number += 1
         return Attempt(number, closing.get(symbol))
 
-    def step(self, done: Done, day: date) -> None:
+    def step(self, done: Done, day: date) -> bool:  # whether an order works for each of them, but for those given up
         "One round over all that is held: look what is under way, then close the rest"
         closing = {order.symbol: order for order in self.broker.open_orders() if is_closing(order)}
         attempts = {symbol: self.attempt(day, symbol, closing) for symbol in self.positions(done)}
         done.held = self.positions(done)  # read after the attempts: that order is what makes it safe
-        for symbol, qty in sorted(done.held.items()):
-            found = attempts.get(symbol)
-            if found is None or self.refusals.get(symbol, 0) >= 3:
-                continue
-            if found.working is None:
-                self._close(done, day, symbol, qty, found.number)
-            elif left_of(found.working) > abs(qty) or Side(found.working.side).sign * qty > 0:
-                self._cancel(done, found.working)
+        left = {symbol: qty for symbol, qty in sorted(done.held.items()) if self.refusals.get(symbol, 0) < 3}
+        works = [self._worked(done, day, symbol, qty, attempts.get(symbol)) for symbol, qty in left.items()]
+        return all(works)
 
-    def _close(self, done: Done, day: date, symbol: str, qty: Decimal, number: int) -> None:
+    def _worked(self, done: Done, day: date, symbol: str, qty: Decimal, found: Attempt | None) -> bool:
+        if found is None:
+            return False
+        if found.working is None:
+            return self._close(done, day, symbol, qty, found.number)
+        too_much = left_of(found.working) > abs(qty) or Side(found.working.side).sign * qty > 0
+        if too_much:
+            self._cancel(done, found.working)
+        return not too_much
+
+    def _close(
+        self, done: Done, day: date, symbol: str, qty: Decimal, number: int
+    ) -> bool:  # whether the broker works it
         name, side = closing_name(day, symbol, number), Side.SELL if qty > 0 else Side.BUY
         strategy = self.name if self.kind == "strategy" else NOBODYS
         intent = OrderIntent(
@@ -409,7 +418,7 @@ class Closing(Canceling):
         self.tell(f"closing {canonical(qty)} {symbol}")
         stored = self.books.write(done, "closing orders", lambda: self._written(intent, name))
         if stored is False:
-            return
+            return False
         order = (
             stored
             if isinstance(stored, StoredOrder)
@@ -420,29 +429,33 @@ class Closing(Canceling):
             done.sent += [name] if name not in done.sent else []
             self.log.warning("kill_closing", client_order_id=name, symbol=symbol, qty=str(qty))
             self.books.write(done, "closing orders", lambda: adopt(self.books.ledger, name, outcome.order, "kill"))
-        elif isinstance(outcome, Rejected):
+            return may_fill(outcome.order)
+        if isinstance(outcome, Rejected):
             self.refusals[symbol] = self.refusals.get(symbol, 0) + 1
             if self.refusals[symbol] >= 3:
                 done.trouble(f"{canonical(qty)} {symbol} cannot be closed: {outcome.reason}")
+        return False
 
     def _written(self, intent: OrderIntent, name: str) -> StoredOrder | bool:
-        "The order as the ledger has it; false when somebody closes another quantity under this name, just now"
+        "The order as the ledger has it; true when it has another quantity under this name, false when it has the other side"
         try:
             return self.books.ledger.admit(intent, name)[0]
         except OrderConflict:
-            return False
+            before = self.books.ledger.order(name)
+            return before is not None and (before.symbol, before.side) == (intent.symbol, intent.side)
 
     def flatten(self, done: Done) -> None:
         "Close what is held, and wait until it is; not for a market that is shut"
-        self.refusals, clock = {}, self.broker.clock()
+        self.refusals, clock, waits = {}, self.broker.clock(), False
         for look in range(self.looks):
             if look:
                 self.pause(self.pause_s)
-            self.step(done, session_at(clock))
+            waits = self.step(done, session_at(clock))
             clock = self.broker.clock()
-            if not done.held or not clock.is_open:
+            if not done.held or (waits and not clock.is_open):
                 break
-        done.opens_at = None if clock.is_open else clock.next_open
+        tried = {symbol for symbol in done.held if self.refusals.get(symbol, 0) < 3}
+        done.opens_at = clock.next_open if tried and waits and not clock.is_open else None
 
 # %% ../../nbs/execution/16_kill.ipynb #b4610255
 class Kill(Closing):
@@ -480,12 +493,15 @@ class Kill(Closing):
     def _at_broker(self, done: Done) -> None:
         flat = done.level is Level.FLATTEN
         self.sweep(done, spare=flat)
-        self.fence(done)
+        loose = self.fence(done)
         left = self.sweep(done, spare=flat)
         self._caught_up(done)
         if flat and not left:
             self.flatten(done)
             self._caught_up(done)
+        for name, why in loose.items():
+            if self.broker.find(name) is None:  # a closing order of another quantity may have taken the name by now
+                done.trouble(why)
         done.open = [order.client_order_id for order in self.open_orders(done) if not (flat and is_closing(order))]
         if flat:
             done.held = self.positions(done)

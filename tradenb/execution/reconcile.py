@@ -249,7 +249,10 @@ def restated(look: Look, ours: StoredOrder, theirs: BrokerOrder) -> bool:
 
 def another_order(look: Look, ours: StoredOrder, theirs: BrokerOrder) -> str | None:
     "Why the broker's order is not the one that was meant; none where it is"
-    if ours.side != theirs.side or (resized(ours, theirs) and not restated(look, ours, theirs)):
+    other_size = resized(ours, theirs) and not restated(look, ours, theirs)
+    if ours.side == theirs.side and other_size and somebody_elses(ours.client_order_id):
+        return because(Cause.KILL_SWITCH, "closes what was held when it left, not what was when it was written down")
+    if ours.side != theirs.side or other_size:
         return because(Cause.UNEXPLAINED, "the broker has another order under this name")
     if ours.symbol != theirs.symbol:
         return because(Cause.CORPORATE_ACTION, f"the order goes on under the symbol {theirs.symbol}")
@@ -291,11 +294,12 @@ def order_difference(look: Look, ours: StoredOrder, late: Mapping[str, Fill]) ->
         causes = [absent(ours, look.at)]
     else:
         causes = [another_order(look, ours, theirs), fills_apart(ours, theirs, late), states_apart(ours, theirs)]
-    told = sorted((c for c in causes if c), key=lambda c: (named(c) not in HALTING, named(c) is Cause.CORPORATE_ACTION))
+    noted = (Cause.CORPORATE_ACTION, Cause.KILL_SWITCH)
+    told = sorted((c for c in causes if c), key=lambda c: (named(c) not in HALTING, named(c) in noted))
     if not told:
         return None
     other = of_theirs(theirs) if theirs else "none"
-    settled = named(told[0]) in (Cause.CORPORATE_ACTION, Cause.KILL_SWITCH)
+    settled = named(told[0]) in noted
     return Difference("order", ours.client_order_id, of_ours(ours), other, told[0], settled=settled)
 
 # %% ../../nbs/execution/15_reconcile.ipynb #1a249f8a
