@@ -812,6 +812,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'tradenb/exchange/data_api.py'),
                                            'tradenb.exchange.data_api.Page': ( 'exchange/data_api.html#page',
                                                                                'tradenb/exchange/data_api.py'),
+                                           'tradenb.exchange.data_api.MarketQuery': ( 'exchange/data_api.html#marketquery',
+                                                                                      'tradenb/exchange/data_api.py'),
                                            'tradenb.exchange.data_api.PrintQuery': ( 'exchange/data_api.html#printquery',
                                                                                      'tradenb/exchange/data_api.py'),
                                            'tradenb.exchange.data_api.SeriesQuery': ( 'exchange/data_api.html#seriesquery',

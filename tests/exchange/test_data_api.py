@@ -345,6 +345,13 @@ def test_a_snapshot_has_the_last_print_and_two_days(serve):
     )
 
 
+@pytest.mark.parametrize("path", ["bars", "bars/latest", "trades/latest", "quotes/latest", "snapshots"])
+def test_prices_are_told_in_dollars_or_not_at_all(serve, path):
+    http = serve().http
+    ask = lambda **p: http.get(f"/v2/stocks/{path}", params={"symbols": "ACME"} | p).status_code
+    assert [ask(), ask(currency="USD", feed="iex"), ask(currency="EUR"), ask(feed="nowhere")] == [200, 200, 422, 422]
+
+
 def test_an_unknown_symbol_has_no_bars_and_an_impossible_one_is_named(serve):
     get = lambda symbols: serve_http.get("/v2/stocks/bars", params={"symbols": symbols, "start": "2024-03-01"})
     serve_http = serve().http
