@@ -108,7 +108,7 @@ def test_a_dead_server_is_one_line_without_the_password() -> None:
 def test_a_schema_of_a_later_version_is_one_line(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(DependencyError, match="does not know.*9999"):
+    with pytest.raises(DependencyError, match=r"does not know.*9999"):
         db.migrate(engine)
 
 

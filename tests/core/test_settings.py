@@ -44,6 +44,13 @@ def test_a_bad_value_is_refused_with_its_name(name: str, value: str, says: str) 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("below", ["", "deeper/data"])
+def test_a_root_that_is_a_file_or_below_one_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "letter").write_text("dear reader")
+    with pytest.raises(ConfigError, match=r"core\.root=.*letter is a file; name a folder"):
+        load({"core.root": tmp_path / "letter" / below}, env={})
+
+
 def test_a_dot_env_file_is_read_and_the_real_environment_beats_it(tmp_path: Path) -> None:
     project = Path(__file__).resolve().parents[2]
     (tmp_path / "settings.ini").write_text((project / "settings.ini").read_text())

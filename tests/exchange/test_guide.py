@@ -12,7 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tradenb.cli.exchange import beginning, keys_of, provide
+from tradenb.cli.exchange import NAMES, beginning, keys_of, provide
+from tradenb.core.errors import ConfigError
 from tradenb.core.settings import load
 from tradenb.core.web import serving
 from tradenb.exchange.service import create_app
@@ -126,3 +127,10 @@ def test_it_goes_on_where_it_stopped_with_a_plan_in_force(tmp_path: Path) -> Non
     assert httpx.get(f"{again.url}/v2/account", headers=headers).status_code == 429
     assert httpx.get(f"{again.url}/admin/clock", headers=headers).json()["speed"] == 1
     assert again.end() in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_a_pair_of_keys_is_refused_without_showing_it(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="set both of") as caught:
+        keys_of(load(env={name: "hush-hush"}), tmp_path)
+    assert "hush" not in str(caught.value) and not (tmp_path / "keys.env").exists()

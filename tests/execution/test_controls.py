@@ -118,7 +118,7 @@ def test_what_nobody_knows_is_denied_unless_the_limit_that_needs_it_is_off(name:
 
 
 @pytest.mark.parametrize(
-    "day, found",
+    ("day", "found"),
     [(date(2017, 5, 31), "OTHER_SESSION"), (date(2017, 6, 1), "allowed"), (date(2017, 6, 2), "OTHER_SESSION")],
 )
 def test_an_order_is_for_the_session_that_the_broker_trades_in(day: date, found: str) -> None:

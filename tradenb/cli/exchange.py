@@ -38,6 +38,8 @@ def keys_of(settings: "Settings", folder: Path) -> tuple[str, str, str]:
     given = settings.execution.broker_key_id, settings.execution.broker_secret
     if given[0] and given[1]:
         return given[0].get_secret_value(), given[1].get_secret_value(), "the environment"
+    if any(given):
+        raise ConfigError(f"the keys are a pair, and only one is set: set both of {' and '.join(NAMES)}, or neither")
     if settings.services.host not in LOOPBACK:
         raise ConfigError(f"services.host={settings.services.host} is beyond loopback: set {' and '.join(NAMES)} first")
     file = folder / "keys.env"
@@ -138,7 +140,7 @@ def option(text: str, *names: str, metavar: str | None = None, **limits: object)
 OF_ROOT = "Where its feed, accounts and keys live. Default: exchange/ below the data root."
 OF_FEED = "Bars, actions and assets (three Parquet files) to trade on. Default: feed/ below its own folder, written from the settings' source when missing."
 OF_SPEED = "Market seconds per second; 0: time stands still until a client steps it, 1: real time."
-Root = Annotated[Path | None, option(OF_ROOT, metavar="FOLDER")]
+Root = Annotated[Path | None, option(OF_ROOT, metavar="FOLDER", file_okay=False)]
 Port = Annotated[int | None, option("Port to listen on; 0: a free one. Default: the settings'.", min=0, max=65535)]
 Bars = Annotated[Path | None, option(OF_FEED, metavar="FOLDER")]
 Plan = Annotated[Path | None, option("A fault plan that is in force from the beginning.", metavar="FILE.json")]

@@ -30,6 +30,7 @@ from pydantic import (
     PositiveInt,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -72,6 +73,13 @@ class Core(Section):
     seed: int = Field(ge=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
     database_url: Secret = None
+
+    @field_validator("root")
+    @classmethod
+    def _folder(cls, root: Path) -> Path:
+        if file := next((path for path in (root, *root.parents) if path.is_file()), None):
+            raise ValueError(f"{file} is a file; name a folder")
+        return root
 
 
 class Run(Section):
