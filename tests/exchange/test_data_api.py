@@ -122,6 +122,25 @@ def test_pages_of_actions_join_to_the_whole(serve, limit: int, sort: str):
     assert days == sorted(days, reverse=sort == "desc")
 
 
+@pytest.mark.parametrize(
+    ("kind", "pair"),
+    [
+        ("spin_offs", [("spin_off", 1.0, 0.0, None, "BETX"), ("spin_off", 1.0, 0.0, None, "BETY")]),
+        ("cash_dividends", [("dividend", 1.0, 0.5), ("special_dividend", 1.0, 0.5)]),
+    ],
+)
+def test_two_actions_of_a_kind_on_one_day_are_two(serve, kind, pair):
+    bars = [("BETA", day, 20.0, 21.0, 19.0, 20.0, 1_000) for day in (FRIDAY, MONDAY, TUESDAY)]
+    bars += [(name, TUESDAY, 20.0, 21.0, 19.0, 20.0, 1_000) for name in ("BETX", "BETY")]
+    http = serve(bars, [("BETA", TUESDAY, *event) for event in pair], at=new_york(TUESDAY, 9)).http
+    ask = lambda **p: http.get("/v1/corporate-actions", params={"start": "2024-03-01"} | p).json()
+    first = ask(limit=1)
+    rest = ask(limit=1, page_token=first["next_page_token"])
+    (one,), (other,) = (page["corporate_actions"][kind] for page in (first, rest))
+    assert one["id"] != other["id"]
+    assert [ask(ids=action["id"])["corporate_actions"][kind] for action in (one, other)] == [[one], [other]]
+
+
 def test_no_action_is_told_before_it_is_announced(serve):
     exchange = serve(actions=EVENTS, at=new_york(FRIDAY, 9))
     client = actions_client(exchange)

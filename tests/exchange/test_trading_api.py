@@ -440,6 +440,8 @@ def test_announcements_are_told_when_they_are_known_and_found_by_id(serve):
     assert exchange.http.get("/v2/corporate_actions/announcements/none").status_code == 404
     long = {"ca_types": "split", "since": "2024-01-01", "until": "2024-12-31"}
     assert exchange.http.get("/v2/corporate_actions/announcements", params=long).status_code == 422
+    last = {"ca_types": "split", "since": "9999-12-31", "until": "9999-12-31"}
+    assert exchange.http.get("/v2/corporate_actions/announcements", params=last).json() == []
 
 
 def test_what_is_not_offered_says_so(serve):

@@ -523,7 +523,7 @@ def announcements(venue: Venue) -> list[Json]:
 
 def select_announcements(venue: Venue, query: AnnouncementQuery) -> list[Json]:
     "The announcements that a query asks for."
-    if not query.since <= query.until <= query.since + LONGEST:
+    if not timedelta(0) <= query.until - query.since <= LONGEST:
         raise invalid("since and until must be in order and at most 90 days apart")
     types, name = split_list([query.ca_types]), query.date_type or "ex_date"
     days = query.since.isoformat(), query.until.isoformat()

@@ -480,7 +480,8 @@ def _dated(row: Mapping[str, Any], kind: str, body: Json) -> tuple[str, Json]:
     day = row["ex_date"].isoformat()
     name = "effective_date" if kind.endswith("merger") else "ex_date"
     days = {"process_date": day} if kind in DATED else {name: day, "process_date": day}
-    return kind, {"id": str(uuid5(NAMESPACE_URL, f"{kind}/{row['symbol']}/{day}/{row['cash']}")), **body, **days}
+    of = "/".join(str(row[name]) for name in ("symbol", "ex_date", "kind", "ratio", "cash", "target"))
+    return kind, {"id": str(uuid5(NAMESPACE_URL, f"{kind}/{of}")), **body, **days}
 
 # %% ../../nbs/exchange/10_wire.ipynb #1319f705
 ANNOUNCED = {
