@@ -122,8 +122,10 @@ def test_it_goes_on_where_it_stopped_with_a_plan_in_force(tmp_path: Path) -> Non
         httpx.post(f"{url}/admin/clock", json={"to": "2024-01-09T18:00:00Z"}, headers=headers).raise_for_status()
     (tmp_path / "plan.json").write_text('{"rules": [{"on": "GET /v2/account", "kind": "rate_limited"}]}')
     more = [part for name, value in few.items() for part in ("--set", f"{name}={value}")]
-    again = Served("--root", str(tmp_path), "--faults", str(tmp_path / "plan.json"), "--speed", "1", *more)
-    assert "2024-01-09" in "\n".join(again.said)
+    words = ("--root", str(tmp_path), "--faults", str(tmp_path / "plan.json"), "--speed", "1", "--date", "2024-01-08")
+    again = Served(*words, *more)
+    said = "\n".join(again.said)
+    assert "Tuesday 2024-01-09" in said and "--date 2024-01-08 is for a new exchange" in said
     assert httpx.get(f"{again.url}/v2/account", headers=headers).status_code == 429
     assert httpx.get(f"{again.url}/admin/clock", headers=headers).json()["speed"] == 1
     assert again.end() in (0, -signal.SIGTERM)

@@ -85,18 +85,21 @@ def beginning(feed: Path, day: "date | None") -> "datetime":
     return new_york(day or dates[max(0, len(dates) - AHEAD)], 9)
 
 # %% ../../nbs/cli/09_exchange.ipynb #237d0905
-def shown(app: "FastAPI", feed: Path, fresh: bool, faulty: bool) -> dict[str, object]:
+def shown(app: "FastAPI", feed: Path, fresh: bool, faulty: bool, day: "date | None" = None) -> dict[str, object]:
     "What a person wants to know of an exchange that has just started, and a symbol to try."
     from tradenb.core.clock import NEW_YORK
 
     venue, speed = app.state.venue, app.state.pace.speed
+    now = venue.now.astimezone(NEW_YORK)
     traded = sorted(venue.feed.session(venue.feed.last_date))
     told: dict[str, object] = {
         "market": f"{feed} ({'just written, ' if fresh else ''}{len(venue.feed.assets)} symbols up to {venue.feed.last_date})",
-        "clock": f"{venue.now.astimezone(NEW_YORK):%A %Y-%m-%d %H:%M} New York, {f'{speed:g} times as fast as the real one' if speed else 'stands until it is stepped'}",
+        "clock": f"{now:%A %Y-%m-%d %H:%M} New York, {f'{speed:g} times as fast as the real one' if speed else 'stands until it is stepped'}",
         "accounts": ", ".join(venue.books),
         "symbol": traded[0] if traded else "ACME",
     }
+    if day not in (None, now.date()):
+        told["date"] = f"--date {day} is for a new exchange; this one goes on where it stopped"
     return told | ({"faults": "a plan is in force: GET /admin/faults"} if faulty else {})
 
 # %% ../../nbs/cli/09_exchange.ipynb #65b7f35b
@@ -175,17 +178,18 @@ def exchange(
     settings = settings_from(overrides)
     folder = (root or settings.root / "exchange").absolute()
     bars, terms, plan = feed or folder / "feed", settings.exchange, read_plan(faults) if faults else None
+    first = parse_day(day)
     key_id, secret, where = keys_of(settings, folder)
     configure("exchange", folder / "logs", settings.core.log_level)
     with exchange_to_itself(folder):
         fresh = feed is None and provide(settings, bars)
         app = create_app(
             bars, folder / "state" / "exchange.db", terms.cash, terms.multiplier, terms.slippage_bps, terms.fee_bps,
-            terms.volume_share, key_id, secret, beginning(bars, parse_day(day)), plan,
+            terms.volume_share, key_id, secret, beginning(bars, first), plan,
             float(terms.speed if speed is None else speed), rate_limit,
         )  # fmt: skip
         socket = listen(settings.services.host, settings.services.exchange_port if port is None else port)
         socket.listen()  # whoever types faster than the server starts is made to wait, not turned away
-        told = shown(app, bars, fresh, plan is not None)
+        told = shown(app, bars, fresh, plan is not None, first)
         announce(settings, f"http://{settings.services.host}:{socket.getsockname()[1]}", where, told)
         uvicorn_server(app).run(sockets=[socket])
