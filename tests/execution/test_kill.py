@@ -17,16 +17,17 @@ from sqlalchemy import Engine
 
 from pipelines.benchmarks._servers import KEY, Running, place, server
 from tradenb.core.clock import SimulatedClock, new_york, sleep
-from tradenb.core.errors import TradenbError
-from tradenb.execution.broker import Broker, BrokerOrder, Confirmed, alpaca_client
+from tradenb.core.errors import BrokerUnavailable, TradenbError
+from tradenb.execution.broker import Broker, BrokerOrder, Confirmed, Outcome, Rejected, alpaca_client
 from tradenb.execution.gateway import Gateway
 from tradenb.execution.intents import Admission, new_order
-from tradenb.execution.kill import Books, Done, Kill, closing_name, open_books, smaller
-from tradenb.execution.ledger import Ledger
+from tradenb.execution.kill import Books, Done, Kill, closing_name, open_books, share_of, smaller
+from tradenb.execution.ledger import Ledger, StoredOrder
 from tradenb.execution.orders import OrderIntent, OrderType, Side, TimeInForce
 from tradenb.execution.reconcile import Cause, reconcile
 from tradenb.execution.states import OrderStatus
 from tradenb.execution.switch import Level, Switch
+from tradenb.execution.updates import catch_up
 
 from .conftest import DAY, Market
 
@@ -312,13 +313,21 @@ def test_a_position_that_changes_after_a_refusal_is_closed_by_the_same_run(
 def test_a_position_that_changes_after_a_refusal_is_closed_by_the_next_run(
     built: Market, ledger: Ledger, clock: SimulatedClock, crowded: Broker
 ) -> None:
-    first = Kill(crowded, Books(ledger.engine, clock), "symbol:S01", pause_s=0.01).turn(Level.FLATTEN, "ann")
-    assert (first.sent, first.opens_at, first.exit_code) == ([], None, 1)
-    assert "cannot be closed: 403" in first.troubles[0]
+    first = Kill(crowded, Books(ledger.engine, clock), "symbol:S01", looks=1).turn(Level.FLATTEN, "ann")
+    assert (first.sent, first.opens_at, len(first.open), first.exit_code) == ([], None, 1, 2)
     built.step(OPEN)
     second = killer(built, ledger.engine, clock, "symbol:S01", looks=3).turn(Level.FLATTEN, "ann")
     assert (second.sent, second.troubles) == ([closing_name(NEXT, "S01", 1)], [])
     closed_in_the_end(built, ledger, clock)
+
+
+def test_what_somebody_is_selling_by_hand_is_left_to_that_order(
+    built: Market, ledger: Ledger, clock: SimulatedClock, crowded: Broker
+) -> None:
+    done = Kill(crowded, Books(ledger.engine, clock), "symbol:S01", pause_s=0.01).turn(Level.FLATTEN, "ann")
+    assert (done.sent, done.opens_at, len(done.open)) == ([closing_name(NEXT, "S01", 1)], new_york(NEXT, 9, 30), 1)
+    built.step(new_york(NEXT, 17))
+    assert "S01" not in held(built) and never_flipped(built)
 
 
 def test_an_order_that_is_refused_while_the_market_is_shut_is_tried_again(
@@ -363,6 +372,57 @@ def test_a_command_that_died_before_its_closing_order_left_stands_in_nobodys_way
     assert {o.client_order_id[-5:]: o.qty for o in built.broker().open_orders()}["S01-2"] == 300
     built.step(OPEN)
     assert (held(built), never_flipped(built)) == ({}, True)
+
+
+def test_an_order_that_an_auction_holds_stands_in_no_other_position_s_way(
+    built: Market, ledger: Ledger, clock: SimulatedClock, intent: Callable[..., OrderIntent]
+) -> None:
+    "Eight minutes before the close; a hundred of 300 shares are in the auction and cannot be called back."
+    gateway, late = Gateway(ledger, built.broker()), new_york(NEXT, 15, 52)
+    built.step(new_york(NEXT, 12))
+    held_fast, _ = gateway.submit(intent("S01", 100, side=Side.SELL, trade_date=NEXT))
+    built.step(late)
+    done = killer(built, ledger.engine, clock, looks=9).turn(Level.FLATTEN, "ann")
+    assert (done.canceled, done.open, done.exit_code) == ([], [held_fast.client_order_id], 2)
+    assert len(done.sent) == len(held(built)) and built.broker().find(closing_name(NEXT, "S01", 1)).qty == 200  # type: ignore[union-attr]
+    built.step(new_york(NEXT, 17))
+    assert (held(built), never_flipped(built)) == ({}, True)
+
+
+def test_a_name_that_another_scope_closes_under_is_burned_and_its_number_left(
+    built: Market, ledger: Ledger, clock: SimulatedClock, intent: Callable[..., OrderIntent]
+) -> None:
+    "A closing order for everybody was refused; a strategy's own is no part of it."
+    built.step(OPEN)
+    name = closing_name(NEXT, "S01", 1)
+    refused = intent("S01", 300, side=Side.SELL, strategy="kill", trade_date=NEXT, time_in_force=TimeInForce.DAY)
+    ledger.admit(refused, name)
+    done = killer(built, ledger.engine, clock, "strategy:test").turn(Level.FLATTEN, "ann")
+    assert name in done.burned and name not in done.sent and closing_name(NEXT, "S01", 2) in done.sent
+    built.step(new_york(NEXT, 17))
+    catch_up(Gateway(ledger, built.broker()))
+    assert (held(built), share_of(ledger, "test"), never_flipped(built)) == ({}, {}, True)
+
+
+class Leaving(Broker):
+    "A broker that takes no more orders, and then is gone."
+
+    def submit(self, order: StoredOrder, ask_first: bool = False, look: Any = None) -> Outcome:
+        self.open_orders = self.gone
+        return Rejected(403, None, "no more orders today")
+
+    def gone(self, *args: object) -> Any:
+        raise BrokerUnavailable("the broker is down")
+
+
+def test_what_may_still_arrive_is_told_also_when_the_broker_is_gone_after_it(
+    market: Market, ledger: Ledger, clock: SimulatedClock, intent: Callable[..., OrderIntent]
+) -> None:
+    order = ledger.admit(intent("S01", 10))[0]
+    broker = Leaving(alpaca_client(market.url, "K", "S", 5), market.url, backoff_s=0.01, attempts=1)
+    done = Kill(broker, Books(ledger.engine, clock), pause_s=0.01, looks=2).turn(Level.CANCEL, "ann")
+    told = "\n".join(done.lines)
+    assert f"{order.client_order_id}) may still arrive" in told and "the broker is down" in told and done.exit_code == 1
 
 
 class Stale(Broker):

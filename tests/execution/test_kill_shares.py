@@ -79,5 +79,19 @@ def test_lines_that_tell_nothing_of_each_other_make_nobody_an_owner(ledger: Ledg
 
 
 def test_a_part_of_whole_shares_is_whole() -> None:
-    assert fitting(Decimal("13.2"), Decimal(33)) == 13
-    assert fitting(Decimal("-13.2"), Decimal("-33.5")) == Decimal("-13.2")
+    assert fitting(Decimal(33), Decimal("13.2")) == 13
+    assert fitting(Decimal("-33.5"), Decimal("-13.2")) == Decimal("-13.2")
+
+
+def test_parts_of_a_share_that_a_strategy_bought_are_its_own(ledger: Ledger, intent: Make) -> None:
+    for strategy, qty in (("one", "0.5"), ("two", "10.5"), ("three", "9")):
+        order, _ = ledger.record_intent(intent("S01", qty, strategy=strategy))
+        fill = Fill(strategy, "S01", Side.BUY, Decimal(qty), Decimal(20), new_york(DAY, 12), order.client_order_id)
+        ledger.book([fill])
+    assert [share_of(ledger, name) for name in ("one", "two", "three")] == [
+        {"S01": Decimal("0.5")},
+        {"S01": Decimal("10.5")},
+        {"S01": Decimal(9)},
+    ]
+    ledger.book([Fill("k", "S01", Side.SELL, Decimal(7), Decimal(20), new_york(DAY, 13), "kill-20170601-S01-1")])
+    assert share_of(ledger, "three") == {"S01": Decimal(5)} and share_of(ledger, "two") != {"S01": Decimal(6)}

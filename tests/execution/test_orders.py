@@ -73,6 +73,7 @@ WRONG = {
     "SIZE_AMBIGUOUS": {"qty": None},
     "SYMBOL_MALFORMED": {"symbol": "A B"},
     "STRATEGY_MISSING": {"strategy": ""},
+    "STRATEGY_RESERVED": {"strategy": "kill"},
     "LIMIT_PRICE_MISSING": {"type": OrderType.LIMIT},
     "LIMIT_PRICE_UNUSED": {"limit_price": Decimal(10)},
     "LIMIT_PRICE_INVALID": {"type": OrderType.LIMIT, "limit_price": Decimal("10.001")},

@@ -124,6 +124,8 @@ WRONG: list[dict[str, Any]] = [
     {"limit_prise": "5"},
     {"symbol": "x' OR 1=1"},
     {"client_order_id": "../../etc"},
+    {"client_order_id": "kill-20170601-S01-1"},
+    {"strategy": "kill"},
     {"sequence": 10**30},
     {"strategy": ""},
     {"parent_id": "p", "parent_qty": "10000000000"},

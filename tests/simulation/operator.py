@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tradenb.core.calendar import session
 from tradenb.execution.broker import Broker, alpaca_client
-from tradenb.execution.kill import PREFIX, Books, Kill
+from tradenb.execution.kill import Books, Kill
+from tradenb.execution.orders import CLOSING
 from tradenb.execution.switch import Level, covers
 
 from .exchange import KEY_ID, SECRET_KEY, URL
@@ -41,7 +42,7 @@ class Operator:
 
     def is_own(self, client_order_id: str) -> bool:
         "Whether an order is one that the kill switch sends by itself."
-        return client_order_id.startswith(PREFIX)
+        return client_order_id.startswith(CLOSING)
 
     def kill(self, scope: str) -> Kill:
         "The real command, on a connection and a database engine of its own."

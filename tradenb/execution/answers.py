@@ -20,18 +20,35 @@ from functools import partial
 from typing import Annotated, Any, Literal, get_type_hints
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    create_model,
+    model_validator,
+)
 from starlette.responses import Response
 
 from ..core.web import declared
 from .entries import Account, Position
 from .intents import StoredDenial, StoredOrder
-from .orders import MAX_PLACES, MAX_SIZE, OrderIntent, OrderType, Side, TimeInForce, canonical
+from .orders import CLOSING, MAX_PLACES, MAX_SIZE, OrderIntent, OrderType, Side, TimeInForce, canonical
 from .switch import Engaged, Level
 
 # %% ../../nbs/execution/17_answers.ipynb #d3e6bce3
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[!-~]([ -~]*[!-~])?$")]
 OrderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,48}$")]
+
+
+def _not_closing(name: str) -> str:
+    if name.startswith(CLOSING):
+        raise ValueError(f"{CLOSING}… are names of the kill switch's own orders: choose another")
+    return name
+
+
 Amount = Annotated[Decimal, Field(allow_inf_nan=False, max_digits=30)]
 
 
@@ -64,7 +81,9 @@ class OrderRequest(BaseModel):
     stop_price: Amount | None = None
     sequence: int = Field(0, ge=0, le=9_999, description="raise it to repeat an order on purpose")
     run_id: Name | None = None
-    client_order_id: OrderName | None = Field(None, description="by default made of what the order says")
+    client_order_id: Annotated[OrderName, AfterValidator(_not_closing)] | None = Field(
+        None, description="by default made of what the order says"
+    )
     parent_id: Annotated[Name, Field(max_length=80)] | None = Field(None, description="the larger order it is part of")
     parent_qty: Amount | None = Field(
         None, gt=0, le=MAX_SIZE, decimal_places=MAX_PLACES, description="shares of that one"
