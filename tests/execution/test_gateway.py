@@ -471,3 +471,20 @@ def test_an_outcome_that_could_not_be_written_down_is_found_out_later(
     assert ledger.orders()[0].status is OrderStatus.PENDING_NEW
     assert gateway.submit(intent())[0].status is OrderStatus.ACCEPTED
     assert (wire.posts, len(wire.orders)) == (1, 1)
+
+
+def test_an_order_that_overslept_its_session_is_not_sent_into_the_next(
+    ledger: Ledger, wire: Any, wire_broker: Broker, intent: Make, clock: SimulatedClock
+) -> None:
+    "The machine slept between admission and sending: the lease is still its own, the session is over."
+
+    class Late(Gateway):
+        def _send(self, order: Any, until: Any) -> Any:
+            clock.advance_to(new_york(DAY, 16))
+            return super()._send(order, until)
+
+    with pytest.raises(OrderDenied, match="OTHER_SESSION: the session of 2017-06-01 is over"):
+        Late(ledger, wire_broker).submit(intent())
+    assert wire.posts == 0
+    assert ledger.order(intent().client_order_id).status is OrderStatus.CANCELED  # type: ignore[union-attr]
+    assert [denial.code for denial in ledger.denials()] == ["OTHER_SESSION"]
