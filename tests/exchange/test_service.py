@@ -358,9 +358,10 @@ def test_a_server_without_a_feed_or_keys_does_not_start(tmp_path, serve):
         ("slippage_bps", 20_000, "0 to 1000"),
         ("slippage_bps", -1, "0 to 1000"),
         ("fee_bps", float("inf"), "0 to 1000"),
-        ("volume_share", 1.5, "0 to 1"),
-        ("volume_share", float("nan"), "0 to 1"),
-        ("multiplier", 100, "1 to 8"),
+        ("volume_share", 1.5, "0.0001 to 1"),
+        ("volume_share", 0, "0.0001 to 1"),
+        ("volume_share", float("nan"), "0.0001 to 1"),
+        ("multiplier", 5, "1 to 4"),
         ("cash", Decimal(10) ** 30, "0 to 1000000000000"),
         ("speed", 1e9, "0 to 100000"),
     ],
@@ -477,7 +478,7 @@ def test_only_the_settings_pair_administers(serve):
 @pytest.mark.parametrize(
     "wrong",
     [{}, {"name": ""}, {"name": "a b"}, {"name": "paper"}, {"name": "x", "cash": "-1"}, {"name": "x", "cash": "NaN"},
-     {"name": "x", "multiplier": 0}, {"name": "x", "multiplier": 99}, {"name": "x", "owner": "me"}, {"name": "x" * 65}],
+     {"name": "x", "multiplier": 0}, {"name": "x", "multiplier": 5}, {"name": "x", "owner": "me"}, {"name": "x" * 65}],
 )  # fmt: skip
 def test_an_account_that_cannot_be_is_refused(serve, wrong):
     refused = serve().http.post("/admin/accounts", json=wrong)

@@ -313,3 +313,16 @@ def test_whoever_never_says_who_it_is_is_sent_away(serve, monkeypatch):
 
     asyncio.run(run())
     assert exchange.app.state.hub.count == 0
+
+
+def test_whoever_asks_to_listen_again_and_again_without_keys_is_sent_away(serve, monkeypatch):
+    monkeypatch.setattr("tradenb.exchange.stream.PATIENCE_S", 0.2)
+
+    async def run() -> None:
+        async with websockets.connect(address(serve())) as socket, asyncio.timeout(PATIENCE_S):
+            with contextlib.suppress(websockets.ConnectionClosed):
+                while True:
+                    await socket.send('{"action": "listen"}')
+                    assert json.loads(await socket.recv())["data"]["status"] == "unauthorized"
+
+    asyncio.run(run())

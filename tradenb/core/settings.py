@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Names', 'Pairs', 'Share', 'Money', 'Port', 'Secret', 'Bucket', 'TimeOfDay', 'Weekly', 'FEATURE_SETS',
-           'FeatureSetName', 'Constructor', 'AROUND', 'SECRETS', 'PREFIX', 'NOT_SETTINGS', 'TESTS', 'Section', 'Core',
-           'Run', 'Market', 'Quality', 'Lake', 'Universe', 'Demo', 'Files', 'Alpaca', 'Features', 'Label', 'Training',
-           'Registry', 'Signals', 'Portfolio', 'Costs', 'Execution', 'Limits', 'Exchange', 'Services', 'Storage',
-           'Reports', 'Prefect', 'Schedule', 'Notify', 'Telemetry', 'Pnl', 'Settings', 'find_file', 'variable', 'load']
+           'FeatureSetName', 'Constructor', 'EXCHANGE_BOUNDS', 'AROUND', 'SECRETS', 'PREFIX', 'NOT_SETTINGS', 'TESTS',
+           'Section', 'Core', 'Run', 'Market', 'Quality', 'Lake', 'Universe', 'Demo', 'Files', 'Alpaca', 'Features',
+           'Label', 'Training', 'Registry', 'Signals', 'Portfolio', 'Costs', 'Execution', 'Limits', 'exchange_bounds',
+           'Exchange', 'Services', 'Storage', 'Reports', 'Prefect', 'Schedule', 'Notify', 'Telemetry', 'Pnl',
+           'Settings', 'find_file', 'variable', 'load']
 
 # %% ../../nbs/core/04_settings.ipynb #44f46f3a
 import configparser
@@ -344,15 +345,31 @@ class Limits(Section):
     check_buying_power: bool
 
 
+EXCHANGE_BOUNDS = {  # least and most; Alpaca's leverage ends at 4
+    "cash": (0, 10**12),
+    "multiplier": (1, 4),
+    "slippage_bps": (0, 1000),
+    "fee_bps": (0, 1000),
+    "volume_share": (0.0001, 1),
+    "speed": (0, 100_000),
+}
+
+
+def exchange_bounds(name: str) -> Any:
+    "What a number of the local exchange must lie within, wherever one is given."
+    least, most = EXCHANGE_BOUNDS[name]
+    return Field(ge=least, le=most)
+
+
 class Exchange(Section):
     "The local paper exchange."
 
-    cash: Money
-    multiplier: int = Field(ge=1, le=4)
-    slippage_bps: float = Field(ge=0)
-    fee_bps: float = Field(ge=0)
-    volume_share: float = Field(gt=0, le=1)
-    speed: float = Field(ge=0)
+    cash: Annotated[Money, exchange_bounds("cash")]
+    multiplier: Annotated[int, exchange_bounds("multiplier")]
+    slippage_bps: Annotated[float, exchange_bounds("slippage_bps")]
+    fee_bps: Annotated[float, exchange_bounds("fee_bps")]
+    volume_share: Annotated[float, exchange_bounds("volume_share")]
+    speed: Annotated[float, exchange_bounds("speed")]
 
 
 class Services(Section):
