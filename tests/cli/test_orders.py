@@ -6,13 +6,16 @@ from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tradenb.cli.main import run
+from tradenb.cli.screen import SHOWN
 from tradenb.core.clock import SimulatedClock, new_york
 from tradenb.core.db import connect, default_url, migrate
 from tradenb.core.errors import OrderDenied
+from tradenb.execution import listings
 from tradenb.execution.controls import Denial
 from tradenb.execution.entries import Fill
 from tradenb.execution.ledger import Ledger
@@ -88,3 +91,27 @@ def test_an_id_of_nothing_is_refused_in_words(ledger: Ledger, capsys: pytest.Cap
         ledger.admit(replace(BUY, sequence=number))
     assert run(["orders", "show", ""]) == 3
     assert "'' is not enough: several orders begin with it" in capsys.readouterr().err
+
+
+def test_a_terminal_is_told_how_many_there_are_and_reads_a_screenful(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(50):
+        with pytest.raises(OrderDenied):
+            ledger.admit(replace(BUY, sequence=number), guard=lambda *_: Denial("ORDER_NOTIONAL", "too large", {}))
+        ledger.admit(replace(BUY, sequence=number))
+    at_a_terminal(monkeypatch)
+    read: list[int] = []
+    for name, page in (("orders", listings.orders_page), ("denials", listings.denials_page)):
+
+        def counted(*args: Any, page: Any = page, **wanted: Any) -> listings.Page:
+            found: listings.Page = page(*args, **wanted)
+            read.append(len(found.rows))
+            return found
+
+        monkeypatch.setattr(listings, f"{name}_page", counted)
+    for words in (["list"], ["denials"], ["list", "--limit", "5"]):
+        assert run(["orders", *words]) == 0
+        told = capsys.readouterr().out
+        assert "(50 in all)" in told and f"{read[-1]} of 50 rows: --limit shows more" in told
+    assert read == [SHOWN, SHOWN, 5]

@@ -114,8 +114,17 @@ def test_a_schema_of_a_later_version_is_one_line(engine: Engine) -> None:
 
 def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "t.db").write_bytes(b"no database" * 100)
-    with pytest.raises(DependencyError, match="does not answer"):
+    with pytest.raises(DependencyError, match=r"cannot be read: .*not a database"):
         db.migrate(db.connect(f"sqlite:///{tmp_path / 't.db'}"))
+
+
+def test_a_step_to_the_present_schema_that_fails_is_told_as_one(empty_url: str) -> None:
+    engine = db.connect(empty_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE fills (execution_id INTEGER)")
+    with pytest.raises(DependencyError, match=r"could not be brought to the present schema: .*fills"):
+        db.migrate(engine)
+    engine.dispose()
 
 
 def test_a_connection_that_the_server_has_ended_meanwhile_is_replaced(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['commands', 'orders_app', 'Id', 'Run', 'On', 'Status', 'ALL', 'WHAT', 'CAME', 'NAMED_BY_CONTENT', 'DENIED',
-           'states_of', 'as_frame', 'orders_list', 'orders_in_short', 'tell', 'full_id', 'orders_show',
-           'orders_denials', 'denials_in_short', 'orders_cancel', 'gateway_of']
+           'states_of', 'as_frame', 'orders_list', 'orders_in_short', 'is_person', 'most', 'tell', 'full_id',
+           'orders_show', 'orders_denials', 'denials_in_short', 'orders_cancel', 'gateway_of']
 
 # %% ../../nbs/cli/10_orders.ipynb #1a34d7c7
 import sys
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import ORDERS, Limit, Names, Output, Set, parse_day, settings_from
-from .screen import answer, console, show_frame
+from .screen import SHOWN, answer, console, show_frame
 from ..core.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ On = Annotated[str | None, typer.Option("--date", metavar="YYYY-MM-DD", help="On
 Status = Annotated[
     str | None, typer.Option(metavar="STATUS,…", help="Only in these states; open: all that may still trade.")
 ]
-ALL = 2**31 - 1  # rows where nobody said how many
+ALL = 2**31 - 1  # rows for a program that did not say how many
 
 # %% ../../nbs/cli/10_orders.ipynb #259c290b
 def states_of(text: str | None) -> list[str] | None:
@@ -87,9 +87,9 @@ def orders_list(
     wanted: dict[str, Any] = {"status": states_of(status), "trade_date": parse_day(day), "run_id": run_id}
     wanted["symbol"] = symbols.split(",") if symbols else None
     with database(settings_from(overrides)) as engine:
-        found = orders_page(engine, limit or ALL, newest=True, **wanted)
+        found = orders_page(engine, limit or most(output), newest=True, **wanted)
     title = f"orders ({found.total:,} in all)"
-    tell(as_frame(found.rows, WHAT + CAME), title, output, "no such order", limit, orders_in_short)
+    tell(as_frame(found.rows, WHAT + CAME), title, output, "no such order", limit, found.total, orders_in_short)
 
 
 def orders_in_short(frame: "pl.DataFrame") -> "pl.DataFrame":
@@ -106,18 +106,29 @@ def orders_in_short(frame: "pl.DataFrame") -> "pl.DataFrame":
     )
 
 
+def is_person(output: Any) -> bool:
+    "Whether the answer goes to a terminal"
+    return output is None and sys.stdout.isatty()
+
+
+def most(output: Any) -> int:
+    "Rows to read where nobody said how many"
+    return SHOWN if is_person(output) else ALL
+
+
 def tell(
     frame: "pl.DataFrame",
     title: str,
     output: Any,
     nothing: str,
     limit: int | None,
+    total: int,  # rows that there are
     in_short: "Callable[[pl.DataFrame], pl.DataFrame]",  # what of it a terminal shows
 ) -> None:
     "A table, or a word where there is nothing to show"
     if frame.is_empty() and output is None:
         return console(stderr=not sys.stdout.isatty()).print(nothing, markup=False)
-    answer(in_short(frame) if output is None and sys.stdout.isatty() else frame, title, output, limit)
+    answer(in_short(frame) if is_person(output) else frame, title, output, limit, total)
 
 # %% ../../nbs/cli/10_orders.ipynb #7bbfd7b6
 def full_id(engine: "Engine", start: str) -> str:
@@ -186,9 +197,9 @@ def orders_denials(
     wanted: dict[str, Any] = {"trade_date": parse_day(day), "run_id": run_id, "code": code}
     wanted["symbol"] = symbols.split(",") if symbols else None
     with database(settings_from(overrides)) as engine:
-        found = denials_page(engine, limit or ALL, **wanted)
+        found = denials_page(engine, limit or most(output), **wanted)
     title = f"denials ({found.total:,} in all)"
-    tell(as_frame(found.rows, DENIED), title, output, "nothing was denied", limit, denials_in_short)
+    tell(as_frame(found.rows, DENIED), title, output, "nothing was denied", limit, found.total, denials_in_short)
 
 
 def denials_in_short(frame: "pl.DataFrame") -> "pl.DataFrame":

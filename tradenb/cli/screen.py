@@ -131,7 +131,13 @@ def show_frame(frame: Any, title: str) -> None:
     console().print(table)
 
 # %% ../../nbs/cli/02_screen.ipynb #94ff161c
-def answer(frame: Any, title: str, output: Path | None = None, limit: int | None = None) -> None:
+def answer(
+    frame: Any,
+    title: str,
+    output: Path | None = None,
+    limit: int | None = None,
+    total: int | None = None,  # rows that there are, where the frame holds the first of them only
+) -> None:
     "A frame to a file, to a terminal as a table, or into a pipe as CSV."
     from pipelines.lake import flat, write_frame
 
@@ -144,8 +150,9 @@ def answer(frame: Any, title: str, output: Path | None = None, limit: int | None
         return into_pipe(flat(rows).write_csv())
     shown = rows.head(limit or SHOWN)
     show_frame(shown, title)
-    if shown.height < frame.height:
-        console().print(f"{shown.height:,} of {frame.height:,} rows: --limit shows more, --output FILE writes all")
+    there_are = total or frame.height
+    if shown.height < there_are:
+        console().print(f"{shown.height:,} of {there_are:,} rows: --limit shows more, --output FILE writes all")
 
 
 @contextmanager

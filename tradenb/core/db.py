@@ -36,7 +36,7 @@ from sqlalchemy import (
     event,
     make_url,
 )
-from sqlalchemy.exc import ArgumentError, DatabaseError, DisconnectionError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DisconnectionError, OperationalError
 from sqlalchemy.types import TypeDecorator
 
 from .clock import Stopwatch
@@ -457,25 +457,35 @@ def database_url(settings: "Settings") -> str:
 def migrate(
     engine: Engine,  # From `connect`
 ) -> Engine:  # The same engine
-    "Bring the database to the present schema; `DependencyError` when it does not answer, or is none of ours."
+    "Bring the database to the present schema; `DependencyError` when that cannot be."
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
 
-    config = Config()
+    config, reached = Config(), False
     config.set_main_option("script_location", str(_migrations()))
     try:
         with engine.begin() as connection:
+            reached = True
             if engine.dialect.name == "postgresql":
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(727301)")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except (DatabaseError, CommandError) as error:
-        what = "has a schema that this version does not know" if isinstance(error, CommandError) else "does not answer"
-        raise DependencyError(
-            f"the database {engine.url.render_as_string(hide_password=True)} {what}: {one_line(error, 160)}"
-        ) from error
+        shown = engine.url.render_as_string(hide_password=True)
+        raise DependencyError(f"the database {shown} {_trouble(error, reached)}: {one_line(error, 160)}") from error
     return engine
+
+
+def _trouble(error: Exception, reached: bool) -> str:
+    "What is the matter with a database that could not be migrated"
+    from alembic.script.revision import ResolutionError
+
+    if isinstance(error.__cause__, ResolutionError):
+        return "has a schema that this version does not know"
+    if isinstance(error, DatabaseError) and (not reached or error.connection_invalidated):
+        return "does not answer" if isinstance(error, OperationalError) else "cannot be read"
+    return "could not be brought to the present schema"
 
 
 def _migrations() -> Path:
