@@ -16,10 +16,22 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from tradenb.core.clock import new_york
 from tradenb.execution import updates as module
+from tradenb.execution.entries import CashEvent
 from tradenb.execution.gateway import Gateway
+from tradenb.execution.ledger import Ledger
 from tradenb.execution.orders import OrderIntent, OrderType, TimeInForce
 from tradenb.execution.states import OrderStatus
-from tradenb.execution.updates import Listener, Malformed, Update, Updates, apply_update, catch_up, read_update
+from tradenb.execution.updates import (
+    OVERLAP,
+    Listener,
+    Malformed,
+    Update,
+    Updates,
+    apply_update,
+    catch_up,
+    read_from,
+    read_update,
+)
 
 Make = Callable[..., OrderIntent]
 DAY = date(2017, 6, 1)
@@ -134,6 +146,18 @@ def test_a_fill_that_is_heard_before_anybody_has_caught_up_hides_no_week_of_sile
     assert apply_update(gateway.ledger, heard | {"event": "fill", "order": told, "timestamp": at})
     catch_up(gateway)
     books_agree(gateway)
+
+
+def read_after(ledger: Ledger, *days: date) -> date | None:
+    "From when history is read once there are deposits on these days."
+    ledger.book([CashEvent(f"d{day}", "deposit", Decimal(1), new_york(day, 12)) for day in days])
+    return read_from(ledger)
+
+
+def test_what_was_late_when_a_silence_began_is_read_after_it(ledger: Ledger, clock: Any) -> None:
+    "The last look at the history was on the first: what was then of the week before it, and not posted yet, is read now."
+    clock.advance_to(new_york(date(2017, 6, 30), 20))
+    assert read_after(ledger, DAY, date(2017, 6, 30)) == DAY - OVERLAP
 
 
 def test_an_event_nobody_has_heard_of_does_no_harm(gateway: Gateway, intent: Make) -> None:
