@@ -171,7 +171,7 @@ LEASE_LOST = Denial("LEASE_LOST", "another gateway has taken the order over; not
 def over(order: StoredOrder) -> Denial:
     "That an order comes too late as a denial"
     why = f"the session of {order.trade_date} is over; the broker would work it in the next"
-    return Denial("OTHER_SESSION", why, {"session": order.trade_date})
+    return Denial("OTHER_SESSION", why, {"session": str(order.trade_date)})
 
 
 def halted(standing: Engaged) -> Denial:
