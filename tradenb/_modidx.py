@@ -1712,6 +1712,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'tradenb/execution/broker.py'),
                                           'tradenb.execution.broker.Submitting.submit': ( 'execution/broker.html#submitting.submit',
                                                                                           'tradenb/execution/broker.py'),
+                                          'tradenb.execution.broker.Submitting.told_now': ( 'execution/broker.html#submitting.told_now',
+                                                                                            'tradenb/execution/broker.py'),
                                           'tradenb.execution.broker.Unclear': ( 'execution/broker.html#unclear',
                                                                                 'tradenb/execution/broker.py'),
                                           'tradenb.execution.broker.Unclear.__init__': ( 'execution/broker.html#unclear.__init__',

@@ -157,6 +157,7 @@ class Wire:
     gets: int = 0
     duplicates: int = 0
     retry_after: str | None = None
+    now: datetime = MORNING
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -210,7 +211,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         path = urlsplit(self.path)
         if path.path == "/v2/clock":
-            return self.answer(200, {"timestamp": MORNING.isoformat()})
+            return self.answer(200, {"timestamp": wire.now.isoformat()})
         name = parse_qs(path.query).get("client_order_id", [""])[0]
         found = wire.orders.get(name)
         if found:

@@ -1,5 +1,6 @@
 "Orders in and out: at most once, whatever happens in between."
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from tradenb.execution.orders import OrderIntent, OrderType, Side, TimeInForce
 from tradenb.execution.reconcile import reconcile
 from tradenb.execution.states import WORKING, OrderStatus
 from tradenb.execution.switch import Level, Switch
+
+from .conftest import Market
 
 Make = Callable[..., OrderIntent]
 DAY = date(2017, 6, 1)
@@ -474,17 +477,39 @@ def test_an_outcome_that_could_not_be_written_down_is_found_out_later(
 
 
 def test_an_order_that_overslept_its_session_is_not_sent_into_the_next(
-    ledger: Ledger, wire: Any, wire_broker: Broker, intent: Make, clock: SimulatedClock
+    ledger: Ledger, market: Market, intent: Make, clock: SimulatedClock
 ) -> None:
     "The machine slept between admission and sending: the lease is still its own, the session is over."
 
     class Late(Gateway):
         def _send(self, order: Any, until: Any) -> Any:
-            clock.advance_to(new_york(DAY, 16))
+            evening = new_york(DAY, 17)
+            clock.advance_to(evening)
+            market.step(evening)
             return super()._send(order, until)
 
     with pytest.raises(OrderDenied, match="OTHER_SESSION: the session of 2017-06-01 is over"):
-        Late(ledger, wire_broker).submit(intent())
-    assert wire.posts == 0
-    assert ledger.order(intent().client_order_id).status is OrderStatus.CANCELED  # type: ignore[union-attr]
+        Late(ledger, market.broker()).submit(intent(time_in_force=TimeInForce.DAY))
+    assert not market.broker().orders()
     assert [denial.code for denial in ledger.denials()] == ["OTHER_SESSION"]
+
+
+def test_an_order_that_the_broker_did_not_take_before_the_close_is_not_sent_after_it(
+    ledger: Ledger, wire: Any, wire_broker: Broker, intent: Make
+) -> None:
+    wire.script, wire.now = ["503"], new_york(DAY, 16)
+    with pytest.raises(OrderDenied, match="OTHER_SESSION"):
+        Gateway(ledger, wire_broker).submit(intent())
+    order = ledger.order(intent().client_order_id)
+    assert (wire.posts, order and order.status) == (1, OrderStatus.CANCELED)
+
+
+@pytest.mark.parametrize(("fault", "posts", "status"), [("500", 2, OrderStatus.ACCEPTED), ("401", 1, OrderStatus.UNKNOWN)])  # fmt: skip
+def test_a_broker_that_does_not_say_what_time_it_is_has_not_refused_the_order(
+    ledger: Ledger, wire: Any, wire_broker: Broker, intent: Make, fault: str, posts: int, status: OrderStatus
+) -> None:
+    wire.script, wire.get_script = ["503"], ["ok", fault]
+    with contextlib.suppress(BrokerUnavailable):
+        Gateway(ledger, wire_broker).submit(intent())
+    order = ledger.order(intent().client_order_id)
+    assert (wire.posts, order and order.status) == (posts, status)

@@ -739,6 +739,13 @@ class Submitting(Calls):
                 return None
             raise Unclear(str(error), passing=False) from error
 
+    def told_now(self) -> datetime:
+        "The broker's time, which is the market's, asked for once; `Unclear` without it"
+        try:
+            return self.once(self.client.get_clock, lambda answer: instant(answer["timestamp"]))
+        except Refused as error:
+            raise Unclear(str(error), passing=False) from error
+
     def placed(self, order: StoredOrder, look: Look | None = None) -> BrokerOrder:
         "One POST, after a last look; an id that is taken is looked up instead"
         body = wire(order)

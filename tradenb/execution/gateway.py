@@ -188,9 +188,9 @@ class LastLook:
     def __call__(self, body: Mapping[str, str]) -> None:
         "Session, lease, content, kill switch"
         again, self.looked, now = self.looked, True, self.desk.ledger.clock.now()
-        if now >= session(self.order.trade_date).close:
-            raise Withheld(over(self.order))
         if again or self.until - now < self.desk.lease / 2:
+            if self.desk.broker.told_now() >= session(self.order.trade_date).close:
+                raise Withheld(over(self.order))
             self.until = self.desk.until()
             if not self.desk.ledger.renew(self.order.client_order_id, self.desk.owner, self.until):
                 raise Withheld(LEASE_LOST)
