@@ -422,6 +422,7 @@ def test_what_may_still_arrive_is_told_also_when_the_broker_is_gone_after_it(
     broker = Leaving(alpaca_client(market.url, "K", "S", 5), market.url, backoff_s=0.01, attempts=1)
     done = Kill(broker, Books(ledger.engine, clock), pause_s=0.01, looks=2).turn(Level.CANCEL, "ann")
     told = "\n".join(done.lines)
+    assert "may still arrive" in done.troubles[0]
     assert f"{order.client_order_id}) may still arrive" in told and "the broker is down" in told and done.exit_code == 1
 
 

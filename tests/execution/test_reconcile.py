@@ -164,6 +164,23 @@ def test_sums_in_other_shares_are_not_compared_and_prove_no_execution(sent: Stor
 
 
 @pytest.mark.parametrize(
+    ("filled", "named"), [(100, Cause.LATE_FILL), (99, Cause.UNEXPLAINED), (80, Cause.UNEXPLAINED)]
+)
+def test_an_execution_after_a_reverse_split_is_proven_by_what_was_executed_before_it_in_new_shares(
+    sent: StoredOrder, filled: int, named: Cause
+) -> None:
+    "200 shares, 40 of them bought; then one for two, and the other 80 bought, which the history does not show yet."
+    ours = replace(sent, qty=D(200), filled_qty=D(120), filled_avg_price=D(30), status=OrderStatus.FILLED)
+    before = Fill("x", "S01", Side.BUY, D(40), D(20), at(18), "c1", "b1")
+    after = replace(before, execution_id="y", qty=D(80), price=D(40), at=at(18) + timedelta(days=1))
+    books = look(
+        orders={"c1": ours}, their_orders={"c1": theirs_of(ours, "filled", filled, qty=D(100))},
+        fills={"x": before, "y": after}, their_fills={"x": before}, splits={"S01": [(NEXT, D("0.5"))]},
+    )  # fmt: skip
+    assert [d.named for d in compare(books) if d.kind == "fill"] == [named]
+
+
+@pytest.mark.parametrize(
     ("shares", "cash", "named"),
     [(40, -800, Cause.IN_FLIGHT), (40, 800, Cause.UNEXPLAINED), (-40, 800, Cause.UNEXPLAINED), (90, -900, Cause.UNEXPLAINED)],
 )  # fmt: skip

@@ -48,18 +48,23 @@ class Done:
     opens_at: datetime | None = None  # when closing orders will be worked, the market being shut
     looked: bool = False  # whether the broker has said, at the end, what is open and held
     loose: dict[str, str] = field(default_factory=dict)  # names that could not be burned, and why
-    troubles: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)  # what else could not be done, and why
 
     def trouble(self, text: str) -> None:
         "Something that could not be done"
-        if text not in self.troubles:
-            self.troubles.append(text)
+        if text not in self.failed:
+            self.failed.append(text)
+
+    @property
+    def troubles(self) -> list[str]:
+        "All that could not be done"
+        return [*self.loose.values(), *self.failed]
 
     @property
     def exit_code(self) -> int:
         "What the command ends with"
         left = self.open or (self.level is Level.FLATTEN and self.held and not self.opens_at)
-        return 1 if self.troubles or self.loose else 2 if left else 0
+        return 1 if self.troubles else 2 if left else 0
 
     @property
     def lines(self) -> list[str]:
@@ -78,7 +83,7 @@ class Done:
             told.append(
                 f"the market is shut: the closing orders wait for its open at {self.opens_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC; repeat the command then"
             )
-        return told + [f"not done: {text}" for text in (*self.loose.values(), *self.troubles)]
+        return told + [f"not done: {text}" for text in self.troubles]
 
 # %% ../../nbs/execution/16_kill.ipynb #5edbab08
 PATIENCE_S = 3
@@ -513,7 +518,7 @@ class Kill(Closing):
             except TradenbError as error:
                 done.trouble(f"the broker's part: {one_line(error, 200)}")
         if done.standing is None:
-            done.troubles = [text for text in done.troubles if not text.startswith(_SWITCH)]
+            done.failed = [text for text in done.failed if not text.startswith(_SWITCH)]
             self.books.writable = True
             self._engage(done, who, why)
         return done
