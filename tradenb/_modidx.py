@@ -2309,6 +2309,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'tradenb/execution/kill.py'),
                                         'tradenb.execution.kill.common': ('execution/kill.html#common', 'tradenb/execution/kill.py'),
                                         'tradenb.execution.kill.fitting': ('execution/kill.html#fitting', 'tradenb/execution/kill.py'),
+                                        'tradenb.execution.kill.flips': ('execution/kill.html#flips', 'tradenb/execution/kill.py'),
                                         'tradenb.execution.kill.is_closing': ( 'execution/kill.html#is_closing',
                                                                                'tradenb/execution/kill.py'),
                                         'tradenb.execution.kill.is_whole': ('execution/kill.html#is_whole', 'tradenb/execution/kill.py'),

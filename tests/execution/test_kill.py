@@ -330,6 +330,19 @@ def test_what_somebody_is_selling_by_hand_is_left_to_that_order(
     assert "S01" not in held(built) and never_flipped(built)
 
 
+def test_a_closing_order_is_taken_back_when_somebody_came_to_close_the_same(
+    built: Market, ledger: Ledger, clock: SimulatedClock, crowded: Broker
+) -> None:
+    symbol, short = next((symbol, -qty) for symbol, qty in BOOK.items() if qty < 0)
+    built.step(OPEN)
+    crowded.by_hand = {"symbol": symbol, "qty": str(short), "side": "buy", "type": "market", "time_in_force": "cls"}  # type: ignore[attr-defined]
+    done = Kill(crowded, Books(ledger.engine, clock), pause_s=0.01, looks=5).turn(Level.FLATTEN, "ann")
+    name = closing_name(NEXT, symbol, 1)
+    assert name in done.sent and name in done.canceled and done.held[symbol] == -short and done.exit_code == 2
+    built.step(new_york(NEXT, 17))
+    assert (held(built), never_flipped(built)) == ({}, True)
+
+
 def test_an_order_that_is_refused_while_the_market_is_shut_is_tried_again(
     built: Market, ledger: Ledger, clock: SimulatedClock, crowded: Broker
 ) -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATIENCE_S', 'T', 'ZERO', 'CENT', 'REFUSALS', 'Done', 'open_books', 'Books', 'is_closing', 'may_fill', 'left_of',
-           'Scoped', 'action_of', 'Share', 'smaller', 'common', 'remaining', 'share_of', 'is_whole', 'fitting',
+           'Scoped', 'action_of', 'Share', 'smaller', 'common', 'remaining', 'flips', 'share_of', 'is_whole', 'fitting',
            'burning', 'Canceling', 'closing_name', 'session_at', 'Attempt', 'Closing', 'Kill']
 
 # %% ../../nbs/execution/16_kill.ipynb #a0d52f96
@@ -212,12 +212,15 @@ class Scoped:
         parts = self.books.ask(done, "the strategy's position", lambda: share_of(self.books.ledger, self.name), none)
         return common(parts, account)
 
-    def closable(self, done: Done) -> dict[str, Decimal]:  # signed shares
-        "What may be closed: what of the scope's positions the orders that go on working will leave, its own and others'"
+    def closable(
+        self, done: Done
+    ) -> tuple[dict[str, Decimal], dict[str, Decimal]]:  # signed shares: of the scope, of all
+        "What may be closed: what of the positions the orders that go on working will leave, the scope's own and others'"
         working = [order for order in self.broker.open_orders() if not is_closing(order)]
         account = self.account()  # after the orders: one that fills in between is taken off twice, and nothing flips
         own = remaining(self.of_scope(done, account), [order for order in working if self.means(done, order)])
-        return common(own, remaining(account, working))
+        left = remaining(account, working)
+        return common(own, left), left
 
 # %% ../../nbs/execution/16_kill.ipynb #8b3e91f4
 ZERO = Decimal(0)
@@ -293,6 +296,11 @@ def remaining(held: Mapping[str, Decimal], orders: Iterable[BrokerOrder]) -> dic
         if Side(order.side).sign * qty < 0:
             left[order.symbol] = (abs(qty) - min(abs(qty), left_of(order))).copy_sign(qty)
     return left
+
+
+def flips(order: BrokerOrder, held: Decimal) -> bool:
+    "Whether an order may do more than close a position"
+    return left_of(order) > abs(held) or Side(order.side).sign * held > 0
 
 
 def share_of(ledger: Ledger, strategy: str) -> dict[str, Decimal]:
@@ -427,8 +435,11 @@ class Closing(Canceling):
     def step(self, done: Done, day: date) -> bool:  # whether an order works for each of them, but for those given up
         "One round over all that is held: look what is under way, then close the rest"
         closing = {order.symbol: order for order in self.broker.open_orders() if is_closing(order)}
-        attempts = {symbol: self.attempt(day, symbol, closing) for symbol in self.closable(done)}
-        done.held = self.closable(done)  # read after the attempts: that order is what makes it safe
+        attempts = {symbol: self.attempt(day, symbol, closing) for symbol in self.closable(done)[0]}
+        done.held, room = self.closable(done)  # read after the attempts: that order is what makes it safe
+        for order in closing.values():
+            if order.symbol not in done.held and flips(order, room.get(order.symbol, ZERO)) and self.means(done, order):
+                self._cancel(done, order)  # somebody else's order came to close it meanwhile
         left = {symbol: qty for symbol, qty in sorted(done.held.items()) if self.refusals[symbol] < REFUSALS}
         works = [self._worked(done, day, symbol, qty, attempts.get(symbol)) for symbol, qty in left.items()]
         return all(works)
@@ -438,8 +449,7 @@ class Closing(Canceling):
             return False
         if found.working is None:
             return self._close(done, day, symbol, qty, found.number)
-        too_much = left_of(found.working) > abs(qty) or Side(found.working.side).sign * qty > 0
-        if too_much:
+        if too_much := flips(found.working, qty):
             self._cancel(done, found.working)
         return not too_much
 
