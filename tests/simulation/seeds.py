@@ -59,6 +59,16 @@ SEEDS = (
         "An order of the kill switch that the broker did not take yet, in the evening, counted as a difference between the books.",
     ),
     Found(
+        535,
+        4,
+        "One strategy was flattened while another one's order, let in a moment before, closed the same shares: the closing order went on working, and flipped the position.",
+    ),
+    Found(
+        1038,
+        2,
+        "A part of an order was executed before a reverse split, the rest after it: in old and new shares together it was more than the broker's order had, and trading was halted until the history came.",
+    ),
+    Found(
         1249,
         4,
         "An order restated by a split had filled, its event was dropped and its history came late: nothing could prove the shares, and trading was halted.",
