@@ -774,3 +774,23 @@ def test_the_table_for_people_has_every_line(gateway: Gateway, market: Any, inte
     html = reconcile(gateway, DAY)._repr_html_()
     assert "missed event" in html
     assert "manual trade" in html
+
+
+class Restated(Broker):
+    "A broker that has every order in twice the shares, and does not say which splits there were."
+
+    def orders(self, *args: Any, **wanted: Any) -> dict[str, BrokerOrder]:
+        found = super().orders(*args, **wanted)
+        return {name: replace(order, qty=2 * order.qty) for name, order in found.items() if order.qty}
+
+
+def test_without_the_splits_a_restated_order_is_no_difference_but_no_comparison(
+    ledger: Ledger, market: Any, intent: Make
+) -> None:
+    client, switch = alpaca_client(market.url, "K", "S", 5), Switch(ledger.engine, ledger.clock)
+    gateway = Gateway(ledger, Restated(client, market.url, 1, 0.01, data_url="http://127.0.0.1:9"), switch=switch)
+    gateway.submit(intent("S01", 10))
+    for _ in range(3):
+        with pytest.raises(BrokerUnavailable, match="corporate-actions"):
+            reconcile(gateway, switch=switch)
+    assert switch.standing("test", "S01") is None

@@ -88,4 +88,9 @@ SEEDS = (
         2,
         "The monitor took it for a blind repeat when a gateway sent that had asked: another one, which stood still at the wire, had sent in between.",
     ),
+    Found(
+        9143,
+        5,
+        "The broker's market data did not answer: an order restated by a split counted as another one under its name, and halted trading, where nothing could be compared.",
+    ),
 )

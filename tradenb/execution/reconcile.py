@@ -559,11 +559,7 @@ def splits_of(
     if not apart:
         return {}
     first = min(order.created_at for order in apart).astimezone(NEW_YORK).date()
-    try:
-        return gateway.broker.splits(first, gateway.broker.now().astimezone(NEW_YORK).date())
-    except BrokerUnavailable as error:
-        get_logger("execution").warning("splits_unknown", detail=str(error))
-        return {}
+    return gateway.broker.splits(first, gateway.broker.now().astimezone(NEW_YORK).date())
 
 
 def look_at(
